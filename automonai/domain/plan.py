@@ -1,0 +1,154 @@
+"""Plan: Configuration and Fingerprint resolved to every number that a trainer and a predictor need.
+
+Axes are the patient's: x to the right, y to the front, z to the top (RAS), in this order everywhere.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from automonai.domain.configuration import Configuration, Convolution, Flips, Resampling
+from automonai.domain.dataset import Dataset
+from automonai.domain.fingerprint import Fingerprint, IntTriple, Triple
+from automonai.domain.records import Record
+from automonai.spec import TrainingSpec
+
+
+class NetworkPlan(Record):
+    """MONAI's UNet in numbers."""
+
+    spatial_dims: int
+    in_channels: int
+    out_channels: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    residual_units: int
+
+
+class Plan(Record):
+    """One pipeline, complete; travels inside every checkpoint."""
+
+    version: int = 1
+    configuration: Configuration
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    """Label value to class name, background included; network output k is the k-th key in ascending order."""
+    spacing_mm: Triple | None
+    """Voxel size that volumes are resampled to; None: each keeps its own."""
+    patch_voxels: IntTriple
+    batch_size: int
+    network: NetworkPlan
+    slice_axis: int
+    """The axis along which a 2D network takes its slices: the one with the largest voxels."""
+    flip_axes: tuple[int, ...]
+    memory_bytes: int
+    """What a training step needs, by our arithmetic (`training_memory_bytes`)."""
+    parameters: int
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """Return the label value of each network output."""
+        return tuple(sorted(self.labels))
+
+
+def make_plan(
+    configuration: Configuration, *, dataset: Dataset, fingerprint: Fingerprint, training: TrainingSpec
+) -> Plan:
+    """Resolve a configuration for a dataset; the same arguments give the same plan."""
+    spacing = _target_spacing(configuration, fingerprint)
+    slice_axis = _slice_axis(spacing or fingerprint.median_spacing_mm)
+    network = _network(configuration, dataset)
+    patch = _patch(configuration, fingerprint, training, spacing, slice_axis)
+    batch = configuration.batch_size or (4 if prod(patch) <= 2**17 else 2)
+    flips = {Flips.NONE: (), Flips.LEFT_RIGHT: (0,), Flips.ALL: (0, 1, 2)}[configuration.flips]
+    return Plan(
+        configuration=configuration,
+        channels=dataset.channels,
+        labels=dataset.labels,
+        spacing_mm=spacing,
+        patch_voxels=patch,
+        batch_size=batch,
+        network=network,
+        slice_axis=slice_axis,
+        flip_axes=flips,
+        memory_bytes=training_memory_bytes(network, patch_voxels=patch, batch_size=batch),
+        parameters=parameter_count(network),
+    )
+
+
+def parameter_count(network: NetworkPlan) -> int:
+    """Return the number of weights of MONAI's UNet with these numbers (its convolutions, biases and units included)."""
+    raise NotImplementedError
+
+
+def training_memory_bytes(network: NetworkPlan, *, patch_voxels: IntTriple, batch_size: int) -> int:
+    """Return the memory of one training step: weights, gradients, Adam's moments, average, and saved activations."""
+    raise NotImplementedError
+
+
+def _target_spacing(configuration: Configuration, fingerprint: Fingerprint) -> Triple | None:
+    match configuration.resampling:
+        case Resampling.NONE:
+            return None
+        case Resampling.MEAN:
+            return fingerprint.mean_spacing_mm
+        case Resampling.MEDIAN:
+            return fingerprint.median_spacing_mm
+
+
+def _slice_axis(spacing_mm: Triple) -> int:
+    """Return the axis of the largest voxels; among equals the last, so that slices are axial."""
+    return max(range(3), key=lambda axis: (round(spacing_mm[axis], 3), axis))
+
+
+def _network(configuration: Configuration, dataset: Dataset) -> NetworkPlan:
+    """Return the levels: `depth` resolutions, the full one included.
+
+    With stride 1 the first level stays at full resolution and one more follows for each further resolution and the bottom;
+    with stride 2 the full resolution is left at once, which saves the most expensive level.
+    """
+    halvings = configuration.depth - 1
+    strides = (1,) * (configuration.first_stride == 1) + (2,) * halvings
+    strides = strides or (1,)
+    channels = [configuration.channels]
+    for _ in strides:
+        channels.append(max(1, int(channels[-1] * configuration.channel_multiplier)))
+    return NetworkPlan(
+        spatial_dims=2 if configuration.convolution is Convolution.TWO_D else 3,
+        in_channels=len(dataset.channels),
+        out_channels=len(dataset.labels),
+        channels=tuple(channels),
+        strides=strides,
+        residual_units=configuration.convolutions_per_layer,
+    )
+
+
+def _patch(
+    configuration: Configuration,
+    fingerprint: Fingerprint,
+    training: TrainingSpec,
+    spacing: Triple | None,
+    slice_axis: int,
+) -> IntTriple:
+    """Return the patch: the median volume, shrunk along its longest axes to the allowed voxels, in steps the depth needs."""
+    median = fingerprint.median_shape_voxels(spacing, cropped=configuration.crop == "nonzero")
+    halvings = 2 ** (configuration.depth - 1)
+    steps = [max(8, halvings)] * 3
+    if configuration.convolution is Convolution.TWO_D:
+        steps[slice_axis] = 1
+    wanted = training.patch_voxels or median
+    sides = [max(1, round(side * configuration.patch_scale)) for side in wanted]
+    patch = [_round_up(side, step) for side, step in zip(sides, steps, strict=True)]
+    while training.patch_voxels is None and prod(patch) > training.max_patch_voxels:
+        shrinkable = [axis for axis in range(3) if patch[axis] > steps[axis]]
+        if not shrinkable:
+            break
+        longest = max(
+            shrinkable, key=lambda axis: patch[axis] / steps[axis] if steps[axis] == 1 else patch[axis]
+        )
+        patch[longest] -= steps[longest]
+    return (patch[0], patch[1], patch[2])
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

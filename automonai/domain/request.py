@@ -1,0 +1,117 @@
+"""What a worker is asked to do; written to the store as `request.json` before the worker sees it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from automonai.domain.configuration import Configuration
+from automonai.domain.dataset import Dataset, Split
+from automonai.domain.fingerprint import Fingerprint
+from automonai.domain.records import Record
+from automonai.domain.run import Run
+from automonai.spec import ExecutionSpec, TrainingSpec
+
+
+class StudyData(Record):
+    """What every worker of a study shares: `data.json` in the study's folder, written once."""
+
+    version: int = 1
+    dataset: Dataset
+    split: Split
+    fingerprint: Fingerprint
+    training: TrainingSpec
+    execution: ExecutionSpec
+
+
+class TrainRequest(Record):
+    """Train one trial to one budget on one fold."""
+
+    kind: Literal["train"] = "train"
+    run: Run
+    configuration: Configuration
+    seed: int
+    """Of the trial: initial weights, order of cases, augmentation. Every rung of a trial has the same."""
+    objective: Literal["dice", "loss"] = "dice"
+    resume_from: str | None = None
+    """Store key of the checkpoint manifest of the trial's lower rung; None starts from new weights."""
+    decay: bool = False
+    """Decay the learning rate to zero over the known length (a refit); else it stays constant."""
+    deadline_seconds: float | None = None
+    """Wall-clock seconds from the start within which the run must end: it trains fewer epochs if need be."""
+    max_seconds_per_epoch: float | None = None
+    """The cap: above it the run ends as too_slow."""
+    memory_bytes: int | None = None
+    """What the run may use; a plan that needs more is refused. None: whatever there is."""
+
+    @property
+    def run_id(self) -> str:
+        """Return the id of the run."""
+        return self.run.id
+
+
+class Member(Record):
+    """One trained network that may join the ensemble."""
+
+    run_id: str
+    trial: int
+    fold: int
+    checkpoint: str
+    """Store key of its manifest."""
+
+
+class EnsembleRequest(Record):
+    """Choose the ensemble from its candidates and score it once on the test cases."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    candidates: Annotated[tuple[Member, ...], Field(min_length=1)]
+    """The best configuration's members first."""
+    deadline_seconds: float | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Return the id of this work."""
+        return "ensemble"
+
+
+Request = Annotated[TrainRequest | EnsembleRequest, Field(discriminator="kind")]
+request_adapter: TypeAdapter[TrainRequest | EnsembleRequest] = TypeAdapter(Request)
+
+
+class CaseScores(Record):
+    """The ensemble's scores on one test case, by label value; None where a figure has no meaning."""
+
+    case: str
+    dice: dict[int, float | None]
+    hd95_mm: dict[int, float | None]
+    surface_dice: dict[int, float | None]
+    overlay: str | None = None
+    """Store key of a PNG with image, label and prediction of the case's most telling slice; only for the worst cases."""
+
+
+class EnsembleMember(Record):
+    """A network of the ensemble and its weight; the weights of an ensemble sum to 1."""
+
+    run_id: str
+    trial: int
+    fold: int
+    weight: float
+    checkpoint: str
+    """Store key of a checkpoint manifest."""
+
+
+class EnsembleResult(Record):
+    """The chosen ensemble: `ensemble/ensemble.json` in the study's folder."""
+
+    version: int = 1
+    members: tuple[EnsembleMember, ...]
+    largest_component: tuple[int, ...] = ()
+    """Label values of which only the largest connected component is kept, because it helped on validation."""
+    validation_dice: dict[int, float] = {}
+    """Out-of-fold Dice of the ensemble per label value."""
+    single_validation_dice: float | None = None
+    """Out-of-fold mean Dice of the best configuration alone."""
+    test: tuple[CaseScores, ...] = ()
+    seconds: float = 0.0
+    peak_memory_bytes: int | None = None

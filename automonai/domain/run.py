@@ -1,0 +1,140 @@
+"""Trial, Run and Result: what is tried, what an executor runs, and what came of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from automonai.domain.configuration import Configuration
+from automonai.domain.records import Record
+
+
+class Origin(StrEnum):
+    """Where a proposed configuration came from."""
+
+    STANDARD = "standard"
+    MODEL = "model"
+    RANDOM = "random"
+    """Drawn at random on purpose: by a random sampler, or BOHB's random fraction."""
+    WARM_UP = "warm_up"
+    """Drawn at random because no budget had enough results for a model."""
+    FALLBACK = "fallback"
+    """Drawn at random because the model failed; each one is reported."""
+    GRID = "grid"
+
+
+class RunState(StrEnum):
+    """The life of a run; COMPLETE and FAILED are final, LOST is queued again until the retries are spent."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    LOST = "lost"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can change this state any more."""
+        return self in (RunState.COMPLETE, RunState.FAILED)
+
+
+class FailureReason(StrEnum):
+    """Why a run is FAILED."""
+
+    BAD_CONFIGURATION = "bad_configuration"
+    DOES_NOT_FIT = "does_not_fit"
+    """Rejected before it ran: its plan needs more memory than the device has."""
+    OUT_OF_MEMORY = "out_of_memory"
+    NON_FINITE_LOSS = "non_finite_loss"
+    TOO_SLOW = "too_slow"
+    LOST = "lost"
+    """The infrastructure lost it more often than the spec allows."""
+
+
+class Purpose(StrEnum):
+    """What a run is for."""
+
+    SEARCH = "search"
+    REFIT = "refit"
+
+
+class Run(Record):
+    """One trial at one budget on one fold: what an executor runs."""
+
+    trial: Annotated[int, Field(ge=0)]
+    budget_epochs: Annotated[int, Field(ge=1)]
+    fold: Annotated[int, Field(ge=0)] = 0
+    purpose: Purpose = Purpose.SEARCH
+
+    @property
+    def id(self) -> str:
+        """Return the deterministic id, e.g. `trial-0007-epochs-0009-fold-0` or `refit-0007-fold-2`.
+
+        A refit's id leaves its epochs out: under a time budget they are settled while it runs.
+        """
+        if self.purpose is Purpose.REFIT:
+            return f"refit-{self.trial:04d}-fold-{self.fold}"
+        return f"trial-{self.trial:04d}-epochs-{self.budget_epochs:04d}-fold-{self.fold}"
+
+
+class CurvePoint(Record):
+    """One validation during a training."""
+
+    epoch: int
+    seconds: float
+    """Training time of the trial until here, earlier rungs included."""
+    training_loss: float
+    validation_loss: float
+    dice: dict[int, float]
+    """Mean Dice over the validation cases of each foreground label value; labels that no case has are left out."""
+
+    @property
+    def mean_dice(self) -> float:
+        """Return the mean foreground Dice, 0 if no validation case has any foreground."""
+        return sum(self.dice.values()) / len(self.dice) if self.dice else 0.0
+
+
+class Result(Record):
+    """What came of a run; written to the store as `result.json` by the worker."""
+
+    version: int = 1
+    run_id: str
+    state: RunState
+    loss: float | None = None
+    """What the search minimises: 1 - mean foreground Dice, or the validation loss; None when FAILED."""
+    reason: FailureReason | None = None
+    message: str = ""
+    curve: tuple[CurvePoint, ...] = ()
+    """Every validation of this trial on this fold, earlier rungs included."""
+    epochs: int = 0
+    """Epochs that this run itself trained (a continued run counts only what it added)."""
+    seconds: float = 0.0
+    """Wall-clock time of this run, reading and validation included."""
+    seconds_per_epoch: float | None = None
+    """Training and validation time per epoch, start-up and preprocessing excluded."""
+    patches_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    """Peak of the device memory on a GPU, of the process's resident memory on a CPU."""
+    planned_memory_bytes: int | None = None
+    parameters: int | None = None
+    checkpoint: str | None = None
+    """Store key of the committed checkpoint's manifest."""
+    device: str = ""
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Return the last validation's mean foreground Dice; None without a validation."""
+        return self.curve[-1].mean_dice if self.curve else None
+
+
+class Trial(Record):
+    """One configuration and where it stands in the search."""
+
+    number: Annotated[int, Field(ge=0)]
+    configuration: Configuration
+    origin: Origin
+    bracket: int
+    model_budget_epochs: int | None = None
+    """The budget whose model proposed it; None when it did not come from a model."""

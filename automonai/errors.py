@@ -1,0 +1,104 @@
+"""The tree of errors.
+
+AutoMonaiError
+|-- UserError                    somebody can mend it: exit code 2
+|   |-- DatasetError             problems of a dataset, all of them at once
+|   |-- SpecError                a study's spec, a configuration file, a command's argument
+|   |-- StudyNotFoundError       no study at that place
+|   `-- StudyLockedError         another controller writes this study
+|-- RunError                     a run ends as FAILED and is never tried again
+|   |-- BadRequestError          exit code 64
+|   |-- NonFiniteLossError       exit code 65
+|   |-- RunOutOfMemoryError      exit code 66
+|   `-- TooSlowError             exit code 67
+|-- StopRequestedError           SIGTERM: state is saved, the run may go on later
+`-- StorageError
+    |-- ObjectNotFoundError
+    `-- CorruptObjectError       what was read is not what was written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class AutoMonaiError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UserError(AutoMonaiError):
+    """Something in the user's hands is wrong; the message says what was found, where, and what to do."""
+
+
+class DatasetError(UserError):
+    """A dataset cannot be used.
+
+    Attributes:
+        problems: One line per fault, each naming its case or file.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """Store the problems; the message is their lines."""
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class SpecError(UserError):
+    """A spec, a configuration or an argument is invalid."""
+
+
+class StudyNotFoundError(UserError):
+    """There is no study where one was named."""
+
+
+class StudyLockedError(UserError):
+    """Another controller is writing this study."""
+
+
+class RunError(AutoMonaiError):
+    """A run ended by its own fault: repeating it would end the same way."""
+
+    exit_code: ClassVar[int] = 64
+    reason: ClassVar[str] = "bad_configuration"
+
+
+class BadRequestError(RunError):
+    """The request or its configuration cannot be trained."""
+
+
+class NonFiniteLossError(RunError):
+    """The training loss became NaN or infinite."""
+
+    exit_code = 65
+    reason = "non_finite_loss"
+
+
+class RunOutOfMemoryError(RunError):
+    """The run needed more memory than there is."""
+
+    exit_code = 66
+    reason = "out_of_memory"
+
+
+class TooSlowError(RunError):
+    """The run's predicted cost exceeds the cap of the spec."""
+
+    exit_code = 67
+    reason = "too_slow"
+
+
+class StopRequestedError(AutoMonaiError):
+    """The worker was asked to leave; its last checkpoint is committed."""
+
+
+class StorageError(AutoMonaiError):
+    """A store did not do what was asked."""
+
+
+class ObjectNotFoundError(StorageError):
+    """There is no object under that key."""
+
+
+class CorruptObjectError(StorageError):
+    """An object's content does not match its recorded checksum or form."""

@@ -1,0 +1,317 @@
+"""StudySpec: everything that a user decides about a study, one YAML in the CLI, in Helm values and in Argo."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from automonai.errors import SpecError
+
+Scalar = bool | int | float | str
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_DURATION = re.compile(
+    r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?"
+)
+
+
+def parse_duration(text: str | float) -> float:
+    """Return the seconds of a duration such as `90`, `45s`, `20m`, `1h`, `1h30m` or `2d`.
+
+    Raises:
+        ValueError: If it is none, or not more than nothing.
+    """
+    if isinstance(text, bool):
+        raise ValueError("a duration is a number of seconds or a text like 1h30m")
+    if isinstance(text, int | float):
+        seconds = float(text)
+    else:
+        compact = re.sub(r"\s+", "", text.lower())
+        match = _DURATION.fullmatch(compact)
+        if re.fullmatch(r"\d+(\.\d+)?", compact):
+            seconds = float(compact)
+        elif compact and match:
+            factors = (86400.0, 3600.0, 60.0, 1.0)
+            seconds = sum(
+                float(part) * factor for part, factor in zip(match.groups(), factors, strict=True) if part
+            )
+        else:
+            raise ValueError(f"'{text}' is not a duration; write for example 45s, 20m, 1h or 1h30m")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"a duration must be more than nothing, not {text}")
+    return seconds
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+class SamplerName(StrEnum):
+    """The search method."""
+
+    BOHB = "bohb"
+    HYPERBAND = "hyperband"
+    SUCCESSIVE_HALVING = "successive_halving"
+    RANDOM = "random"
+    GRID = "grid"
+
+
+class IntegerRange(_Section):
+    """Whole numbers from `low` to `high`, both included."""
+
+    type: Literal["integer"]
+    low: int
+    high: int
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        return _ordered(self)
+
+
+class RealRange(_Section):
+    """Real numbers from `low` to `high`, drawn on a logarithmic scale if `log`."""
+
+    type: Literal["real"]
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        return _ordered(self)
+
+
+class Ordered(_Section):
+    """Values with an order, such as 8, 16, 32; the model sees their positions."""
+
+    type: Literal["ordinal"]
+    values: Annotated[tuple[Scalar, ...], Field(min_length=2)]
+
+
+class Choice(_Section):
+    """Values without an order."""
+
+    type: Literal["categorical"]
+    values: Annotated[tuple[Scalar, ...], Field(min_length=2)]
+
+
+_Span = TypeVar("_Span", IntegerRange, RealRange)
+
+Dimension = Annotated[IntegerRange | RealRange | Ordered | Choice, Field(discriminator="type")]
+
+
+def _ordered(span: _Span) -> _Span:
+    if not span.low < span.high:
+        raise ValueError(
+            f"low ({span.low}) must be below high ({span.high}); to fix a hyperparameter write its value alone"
+        )
+    if span.log and span.low <= 0:
+        raise ValueError(f"a logarithmic range must start above 0, not at {span.low}")
+    return span
+
+
+DEFAULT_SPACE: dict[str, Dimension] = {
+    "depth": IntegerRange(type="integer", low=2, high=6),
+    "channels": Ordered(type="ordinal", values=(8, 16, 32, 64, 128)),
+    "channel_multiplier": RealRange(type="real", low=0.5, high=3.0),
+    "convolution": Choice(type="categorical", values=("2d", "3d")),
+    "convolutions_per_layer": IntegerRange(type="integer", low=0, high=3),
+    "normalisation": Choice(type="categorical", values=("none", "zscore", "percentile_zscore", "minmax")),
+    "resampling": Choice(type="categorical", values=("none", "mean", "median")),
+    "loss": Choice(
+        type="categorical",
+        values=("dice", "generalised_dice", "dice_ce", "dice_hausdorff", "dice_topk", "dice_focal"),
+    ),
+    "first_stride": Ordered(type="ordinal", values=(1, 2)),
+    "flips": Choice(type="categorical", values=("none", "left_right", "all")),
+}
+"""The source work's eight hyperparameters, the first level's stride, and which axes are flipped."""
+
+
+class SplitSpec(_Section):
+    """How the cases are divided; the division is written once into the study."""
+
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the cases that only the last step sees; 0: none."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 4
+    seed: Annotated[int, Field(ge=0)] = 0
+    file: str | None = None
+    """JSON or YAML with `test: [ids]` and `folds: [[ids], ...]`; replaces the three above."""
+
+
+class SearchSpec(_Section):
+    """What is searched and how."""
+
+    sampler: SamplerName = SamplerName.BOHB
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    objective: Literal["dice", "loss"] = "dice"
+    """Minimise 1 - mean foreground Dice, or the validation loss."""
+    promotion: Literal["continue", "restart"] = "continue"
+    """A promoted trial continues its training, or starts over as in the paper."""
+    random_fraction: Annotated[float, Field(ge=0, le=1)] = 1 / 3
+    """Share of BOHB's proposals that are drawn at random although there is a model."""
+    grid_points: Annotated[int, Field(ge=2)] = 3
+    """Values per range that the grid sampler takes."""
+    space: dict[str, Dimension | Scalar] = Field(default_factory=lambda: dict(DEFAULT_SPACE))
+    """Hyperparameter to range, choice or one fixed value; what is not named keeps the standard's value."""
+    standard: dict[str, Scalar] = Field(default_factory=dict)
+    """The configuration that is tried first, where it differs from the package's standard."""
+
+
+class BudgetSpec(_Section):
+    """How much may be spent; the first limit that is reached ends the search."""
+
+    iterations: Annotated[int, Field(ge=1)] | None = None
+    """Brackets of successive halving (for random and grid search: configurations)."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Epochs of training in the search, over all runs."""
+    time: Duration | None = None
+    """Wall-clock time, refit and ensemble included."""
+    min_epochs: Annotated[int, Field(ge=1)] = 5
+    max_epochs: Annotated[int, Field(ge=1)] = 200
+    eta: Annotated[int, Field(ge=2)] = 3
+    refit_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """Share of `time` that is kept for the refit, the ensemble and the test."""
+    max_seconds_per_epoch: Annotated[float, Field(gt=0)] | None = None
+    """Cap: a run whose first steps predict more than this ends as FAILED with the reason too_slow; None: no cap."""
+
+    @model_validator(mode="after")
+    def _has_a_limit_and_a_ladder(self) -> Self:
+        if self.iterations is None and self.epochs is None and self.time is None:
+            raise ValueError("state at least one of iterations, epochs and time")
+        if self.min_epochs > self.max_epochs:
+            raise ValueError(f"min_epochs ({self.min_epochs}) is above max_epochs ({self.max_epochs})")
+        return self
+
+
+class ExecutionSpec(_Section):
+    """Where and how many at once."""
+
+    max_parallel_runs: Annotated[int, Field(ge=1)] = 1
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    """How often a run that the infrastructure lost is queued again."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of each run; None: the cores divided by max_parallel_runs."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory that one run may use (of the GPU, else of the machine's share); None: measured."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False
+    """Compile the network with torch.compile: pays on GPUs in long trainings."""
+
+
+class TrainingSpec(_Section):
+    """What the search does not vary."""
+
+    validation_every_epochs: Annotated[int, Field(ge=1)] = 5
+    validation_cases: Annotated[int, Field(ge=1)] | None = 48
+    """At most so many of a fold's cases are scored in a validation, always the same; None: all."""
+    max_patch_voxels: Annotated[int, Field(ge=512)] = 128**3
+    """Patches follow the data's shape up to this many voxels."""
+    patch_voxels: tuple[int, int, int] | None = None
+    """One patch for all configurations, rounded up to what the depth needs; None: from the data."""
+
+
+class RefitSpec(_Section):
+    """What is trained to the end once the search is over."""
+
+    configurations: Annotated[int, Field(ge=1, le=3)] | None = None
+    """How many of the best configurations; None: 1, or 2 under a time budget where the second is close."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.01
+    """A further configuration is refitted only if its loss in the search is within this of the best one's."""
+    members: Annotated[int, Field(ge=1)] | None = None
+    """Networks in all; None: every fold of each configuration, or what the time allows."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Epochs of each; None: budget.max_epochs, or what the time allows."""
+    min_epochs_factor: Annotated[int, Field(ge=1)] = 4
+    """Under a time budget a member is worth training for at least this many times budget.max_epochs."""
+
+
+class StudySpec(_Section):
+    """One study: its dataset, its search and its budget."""
+
+    version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+    """Lower-case letters, digits and hyphens, at most 40: it names folders, Jobs and labels."""
+    dataset: str
+    """Folder of the dataset in MSD or nnU-Net layout."""
+    store: str = "./studies"
+    """Folder that holds the study's folder."""
+    split: SplitSpec = SplitSpec()
+    search: SearchSpec = SearchSpec()
+    budget: BudgetSpec
+    training: TrainingSpec = TrainingSpec()
+    execution: ExecutionSpec = ExecutionSpec()
+    refit: RefitSpec = RefitSpec()
+
+
+def load_spec(path: str | Path, overrides: tuple[str, ...] = ()) -> StudySpec:
+    """Read a study's spec from a YAML file.
+
+    Args:
+        path: The YAML file.
+        overrides: `section.field=value` each, the value in YAML; they replace what the file says.
+
+    Raises:
+        SpecError: If the file cannot be read, is no YAML mapping, or breaks a rule; every broken field is named.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise SpecError(f"{path}: expected a mapping of settings, found {type(document).__name__}")
+    for override in overrides:
+        _override(document, override)
+    return parse_spec(document, where=str(path))
+
+
+def parse_spec(document: object, *, where: str = "spec") -> StudySpec:
+    """Return the spec of a parsed document.
+
+    Raises:
+        SpecError: Naming every field that breaks a rule, what was found and what is allowed.
+    """
+    try:
+        return StudySpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(f"{where}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """Return one line per broken field: its path, the rule, and what was found."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        found = "" if item["type"] == "missing" else f" (found {item['input']!r:.80})"
+        lines.append(f"{path}: {item['msg']}{found}")
+    return "; ".join(lines)
+
+
+def _override(document: dict[str, object], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise SpecError(f"--set {override}: write it as section.field=value, for example search.seed=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override}: the value is not valid YAML: {error}") from error
+    node = document
+    *parents, last = path.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise SpecError(f"--set {override}: {parent} is a single value, it has no fields")
+        node = child
+    node[last] = value

@@ -1,0 +1,1 @@
+"""Where studies live: the Store port and its implementations."""

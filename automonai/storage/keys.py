@@ -1,0 +1,37 @@
+"""The layout of a study's folder: every key that anybody reads or writes."""
+
+from __future__ import annotations
+
+SPEC = "study.yaml"
+DATA = "data.json"
+SPLIT = "split.json"
+ENSEMBLE = "ensemble/ensemble.json"
+REPORT_HTML = "report.html"
+REPORT_JSON = "report.json"
+JOURNAL = "journal/"
+RUNS = "runs/"
+
+
+def journal_entry(number: int) -> str:
+    """Return the key of the journal's entry of that number."""
+    return f"{JOURNAL}{number:08d}.json"
+
+
+def request(run_id: str) -> str:
+    """Return the key of a run's request."""
+    return f"{RUNS}{run_id}/request.json"
+
+
+def result(run_id: str) -> str:
+    """Return the key of a run's result."""
+    return f"{RUNS}{run_id}/result.json"
+
+
+def checkpoint_manifest(run_id: str) -> str:
+    """Return the key of the manifest that commits a run's checkpoint."""
+    return f"{RUNS}{run_id}/checkpoint/manifest.json"
+
+
+def log(run_id: str) -> str:
+    """Return the key of a run's log."""
+    return f"{RUNS}{run_id}/log.txt"

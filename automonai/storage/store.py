@@ -1,0 +1,50 @@
+"""The Store port: bytes and files under relative keys such as `runs/trial-0001/result.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+
+class Store(Protocol):
+    """Objects under keys with `/` between their parts; a put is whole or absent, and replaces what was there.
+
+    A key has no empty part, no `.` and no `..`; others raise ValueError.
+    """
+
+    def get(self, key: str) -> bytes:
+        """Return an object's content.
+
+        Raises:
+            ObjectNotFoundError: If there is none.
+        """
+        ...
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object; after return it survives a crash."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under that key."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys that start with `prefix`, in ascending order."""
+        ...
+
+    def upload(self, source: Path, key: str) -> None:
+        """Write a file's content as an object without holding it in memory."""
+        ...
+
+    def download(self, key: str, destination: Path) -> None:
+        """Write an object's content to a file, whole or not at all.
+
+        Raises:
+            ObjectNotFoundError: If there is none.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...
