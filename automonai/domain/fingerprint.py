@@ -22,6 +22,9 @@ class ChannelFacts(Record):
     std: float
     percentile_00_5: float
     percentile_99_5: float
+    clipped_mean: float | None = None
+    """Mean once what exceeds the 99.5th percentile is set to it; None where that changes nothing."""
+    clipped_std: float | None = None
 
 
 class CaseFacts(Record):

@@ -114,6 +114,8 @@ class Result(Record):
     """Wall-clock time of this run, reading and validation included."""
     seconds_per_epoch: float | None = None
     """Training and validation time per epoch, start-up and preprocessing excluded."""
+    prediction_seconds_per_case: float | None = None
+    """Time to predict and score one validation case."""
     patches_per_second: float | None = None
     peak_memory_bytes: int | None = None
     """Peak of the device memory on a GPU, of the process's resident memory on a CPU."""
@@ -122,6 +124,11 @@ class Result(Record):
     checkpoint: str | None = None
     """Store key of the committed checkpoint's manifest."""
     device: str = ""
+
+    @property
+    def curve_epochs(self) -> int:
+        """Return the epochs that the trial had trained at its last validation; 0 without one."""
+        return self.curve[-1].epoch if self.curve else 0
 
     @property
     def mean_dice(self) -> float | None:

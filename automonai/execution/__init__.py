@@ -1,0 +1,1 @@
+"""Where runs happen: the Executor port and its implementations."""

@@ -6,6 +6,8 @@ SPEC = "study.yaml"
 DATA = "data.json"
 SPLIT = "split.json"
 ENSEMBLE = "ensemble/ensemble.json"
+ENSEMBLE_RUN = "ensemble"
+"""The run id of the last step."""
 REPORT_HTML = "report.html"
 REPORT_JSON = "report.json"
 JOURNAL = "journal/"
@@ -25,6 +27,11 @@ def request(run_id: str) -> str:
 def result(run_id: str) -> str:
     """Return the key of a run's result."""
     return f"{RUNS}{run_id}/result.json"
+
+
+def answer(run_id: str) -> str:
+    """Return the key of what ends a request: a run's result, or the ensemble."""
+    return ENSEMBLE if run_id == ENSEMBLE_RUN else result(run_id)
 
 
 def checkpoint_manifest(run_id: str) -> str:

@@ -1,0 +1,423 @@
+"""The public functions, and the only place that names concrete adapters."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING
+
+import yaml
+
+from automonai.controller import Controller, Unwatched, Watch, run_study
+from automonai.domain.configuration import Configuration
+from automonai.domain.events import SpecChanged, StudyStarted
+from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, TrainRequest
+from automonai.domain.run import Purpose, Result, Run
+from automonai.domain.seeds import derive_seed
+from automonai.domain.study import RunRecord, Study
+from automonai.errors import SpecError, StudyNotFoundError
+from automonai.execution.local import LocalExecutor
+from automonai.execution.lock import locked
+from automonai.execution.machine import detect_machine
+from automonai.report import Summary, summarise, write_report
+from automonai.search import make_sampler
+from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, TrainingSpec, explain, load_spec
+from automonai.storage import keys
+from automonai.storage.journal import Journal
+from automonai.storage.local import LocalStore
+
+if TYPE_CHECKING:
+    from automonai.imaging.checking import CheckedDataset
+    from automonai.learning.scoring import Evaluation
+
+logger = logging.getLogger(__name__)
+
+CACHE_FOLDER = ".cache"
+"""Beside the studies of a store; preprocessed cases are shared by all of them."""
+
+
+def phantom(
+    folder: str | Path,
+    *,
+    cases: int = 24,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (48, 56, 40),
+    channels: int = 1,
+) -> Path:
+    """Write a dataset of our own in MSD layout and return its folder.
+
+    Args:
+        folder: Must not exist or be empty.
+        cases: Number of labelled cases.
+        seed: The same seed gives the same voxels.
+        shape: Typical extent in voxels; cases differ.
+        channels: Number of image channels, each with its own contrast.
+
+    Raises:
+        UserError: If the folder is not empty or a number is out of range.
+    """
+    from automonai.imaging.phantom import write_phantom
+
+    return write_phantom(Path(folder), cases=cases, seed=seed, shape=shape, channels=channels)
+
+
+def check(dataset: str | Path, *, on_case: Callable[[str], None] | None = None) -> CheckedDataset:
+    """Read every case of a dataset and return its facts.
+
+    Args:
+        dataset: Folder in MSD or nnU-Net layout.
+        on_case: Called with each case's id once it has been read.
+
+    Raises:
+        DatasetError: With every fault of every case.
+    """
+    from automonai.imaging.checking import check_dataset
+
+    return check_dataset(Path(dataset), on_case=on_case)
+
+
+def init(dataset: str | Path, *, budget: str | None = None, name: str | None = None) -> str:
+    """Return a commented spec fitted to dataset, machine and budget.
+
+    Args:
+        dataset: Folder in MSD or nnU-Net layout; it is checked first.
+        budget: A duration (`1h`), `30 epochs` or `3 iterations`; None: the source work's five iterations.
+        name: Of the study; None: the dataset's.
+
+    Raises:
+        UserError: If the dataset is faulty or the budget cannot be read.
+    """
+    from automonai.initial_spec import initial_spec
+
+    return initial_spec(check(dataset), path=Path(dataset), machine=detect_machine(), budget=budget, name=name)
+
+
+def search(spec: StudySpec | str | Path, *, overrides: Sequence[str] = (), watch: Watch | None = None) -> Summary:
+    """Start a study, or take it up where it was left, and see it through to its report.
+
+    Kill it at any moment: the next call goes on with everything that was finished.
+
+    Args:
+        spec: The spec or its YAML file.
+        overrides: `section.field=value` each.
+        watch: Told of every event and of the time; see `automonai.controller.Watch`.
+
+    Raises:
+        UserError: If spec or dataset are faulty, another controller has the study, or the spec contradicts a started one.
+    """
+    spec = spec if isinstance(spec, StudySpec) else load_spec(spec, tuple(overrides))
+    make_sampler(spec.search)  # a faulty space is told before anything is read or written
+    folder = Path(spec.store) / spec.name
+    with locked(folder) as lock:
+        store = LocalStore(folder)
+        journal = Journal(store)
+        study, data = _start(spec, store, journal) if not journal.read() else _take_up(spec, store, journal)
+        executor = _local_executor(study.spec, folder, lock=lock)
+        try:
+            with _stop_on_sigterm() as stopped:
+                run_study(
+                    Controller(
+                        study=study,
+                        data=data,
+                        store=store,
+                        journal=journal,
+                        sampler=make_sampler(study.spec.search),
+                        executor=executor,
+                        memory_bytes=_memory_per_run(study.spec.execution),
+                        watch=watch or Unwatched(),
+                        should_stop=stopped.is_set,
+                    )
+                )
+        finally:
+            executor.close()
+        return write_report(study, data, store)
+
+
+def load_study(study: str | Path) -> tuple[Study, StudyData, LocalStore]:
+    """Return a study as its journal tells it, its data and its store.
+
+    Raises:
+        StudyNotFoundError: If that folder holds no study.
+    """
+    store = LocalStore(Path(study))
+    events = Journal(store).read()
+    if not events:
+        raise StudyNotFoundError(
+            f"{study}: there is no study; name the folder <store>/<study name> that 'automonai search' has made"
+        )
+    return Study.replay(events), StudyData.model_validate_json(store.get(keys.DATA)), store
+
+
+def summary(study: str | Path) -> Summary:
+    """Return where a study stands and what it has found so far.
+
+    Raises:
+        StudyNotFoundError: If that folder holds no study.
+    """
+    loaded, data, _ = load_study(study)
+    return summarise(loaded, data)
+
+
+def runs(study: str | Path) -> list[dict[str, object]]:
+    """Return every run of a study as plain values, in the order in which they were queued.
+
+    Raises:
+        StudyNotFoundError: If that folder holds no study.
+    """
+    loaded, _, _ = load_study(study)
+    return [_run_row(loaded, record) for record in loaded.runs.values()]
+
+
+def report(study: str | Path) -> Path:
+    """Write a study's report anew and return the page's path.
+
+    Raises:
+        StudyNotFoundError: If that folder holds no study.
+    """
+    loaded, data, store = load_study(study)
+    write_report(loaded, data, store)
+    return store.path(keys.REPORT_HTML)
+
+
+def train(
+    dataset: str | Path,
+    *,
+    configuration: Configuration | str | Path,
+    epochs: int,
+    output: str | Path,
+    fold: int = 0,
+    seed: int = 0,
+) -> Result:
+    """Train one configuration without a search; `predict` takes the output folder as it takes a study's.
+
+    The learning rate decays to zero over the epochs. One fold is held out and scored. Called again after an interruption,
+    it goes on from the last checkpoint.
+
+    Args:
+        dataset: Folder in MSD or nnU-Net layout.
+        configuration: Or its YAML or JSON file; what it does not name keeps the standard's value.
+        epochs: One epoch is one patch of each training case.
+        output: Folder for checkpoint, result and log.
+        fold: Of four, no case being kept for a test.
+        seed: Of weights, order and augmentation.
+
+    Raises:
+        UserError: If dataset or configuration are faulty.
+    """
+    from automonai.worker import serve
+
+    chosen = configuration if isinstance(configuration, Configuration) else _read_configuration(Path(configuration))
+    store = LocalStore(Path(output))
+    with locked(Path(output)), _stop_on_sigterm() as stopped:
+        if not store.exists(keys.DATA):
+            data = _prepare(dataset, split=SplitSpec(test=0, seed=seed), training=TrainingSpec())
+            store.put(keys.DATA, data.model_dump_json(indent=1).encode())
+        run = Run(trial=0, budget_epochs=epochs, fold=fold, purpose=Purpose.REFIT)
+        request = TrainRequest(run=run, configuration=chosen, seed=derive_seed(seed, "train"), decay=True)
+        store.put(keys.request(run.id), request.model_dump_json().encode())
+        serve(run.id, store=store, cache_folder=Path(output) / CACHE_FOLDER, stop=stopped)
+    result = Result.model_validate_json(store.get(keys.result(run.id)))
+    if result.checkpoint is not None:
+        member = EnsembleMember(run_id=run.id, trial=0, fold=fold, weight=1.0, checkpoint=result.checkpoint)
+        store.put(keys.ENSEMBLE, EnsembleResult(members=(member,)).model_dump_json().encode())
+    return result
+
+
+def predict(
+    study: str | Path,
+    images: Sequence[str | Path],
+    *,
+    output: str | Path,
+    on_case: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Segment images with a study's ensemble; return the label maps' paths.
+
+    Args:
+        study: A study's folder, or the output of `train`.
+        images: Files or folders. Files CASE_0000, CASE_0001 are the channels of CASE.
+        output: Folder; a label map per case, in its image's orientation, shape and affine.
+        on_case: Called with each case's id once its label map is written.
+
+    Raises:
+        StudyNotFoundError: If the folder holds no ensemble.
+        DatasetError: Naming every image that could not be segmented; the others' label maps are written.
+    """
+    from automonai.imaging.layouts import find_images
+    from automonai.learning.predicting import predict_cases
+
+    store = LocalStore(Path(study))
+    if not store.exists(keys.ENSEMBLE) or not store.exists(keys.DATA):
+        raise StudyNotFoundError(
+            f"{study}: there is no ensemble; run 'automonai search' to its end, or 'automonai status' to see where it is"
+        )
+    data = StudyData.model_validate_json(store.get(keys.DATA))
+    cases = find_images(
+        [Path(image) for image in images],
+        layout=data.dataset.layout,
+        channel_count=len(data.dataset.channels),
+    )
+    ensemble = EnsembleResult.model_validate_json(store.get(keys.ENSEMBLE))
+    return predict_cases(ensemble, data, store=store, cases=cases, output=Path(output), on_case=on_case)
+
+
+def evaluate(predictions: str | Path, labels: str | Path, *, tolerance_mm: float = 1.0) -> Evaluation:
+    """Score label maps against the truth: Dice, 95 % Hausdorff distance and surface Dice per case and label value.
+
+    Args:
+        predictions: Folder of label maps.
+        labels: Folder of label maps under the same names.
+        tolerance_mm: Of the surface Dice.
+
+    Raises:
+        DatasetError: If files are missing on either side, unreadable, or of different shape or affine.
+    """
+    from automonai.learning.scoring import evaluate_folders
+
+    return evaluate_folders(Path(predictions), Path(labels), tolerance_mm=tolerance_mm)
+
+
+def _start(spec: StudySpec, store: LocalStore, journal: Journal) -> tuple[Study, StudyData]:
+    """Check the dataset, write what all workers share, then the event that makes it a study."""
+    data = _prepare(spec.dataset, split=spec.split, training=spec.training, execution=spec.execution)
+    store.put(keys.DATA, data.model_dump_json(indent=1).encode())
+    store.put(keys.SPLIT, data.split.model_dump_json(indent=1).encode())
+    store.put(keys.SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
+    started = StudyStarted(at=time(), spec=spec, software=_software())
+    journal.append(started)
+    return Study.replay([started]), data
+
+
+def _take_up(spec: StudySpec, store: LocalStore, journal: Journal) -> tuple[Study, StudyData]:
+    """Replay a study; budget, execution and refit may have changed since, nothing else."""
+    study = Study.replay(journal.read())
+    data = StudyData.model_validate_json(store.get(keys.DATA))
+    if spec == study.spec or study.is_over:
+        return study, data
+    for section in ("dataset", "split", "search", "training"):
+        before, now = getattr(study.spec, section), getattr(spec, section)
+        if before != now:
+            raise SpecError(
+                f"study {spec.name} was started with another '{section}' ({_difference(before, now)});"
+                f" give this one another name, or restore the setting"
+            )
+    changed = SpecChanged(at=study.last_event_at, spec=spec)
+    journal.append(changed)
+    study.apply(changed)
+    return study, data
+
+
+def _difference(before: object, now: object) -> str:
+    if isinstance(before, str):
+        return f"{before}, now {now}"
+    old, new = before.model_dump(), now.model_dump()  # type: ignore[attr-defined]
+    return "; ".join(f"{key}: {old[key]!r}, now {new[key]!r}" for key in old if old[key] != new[key])
+
+
+def _prepare(
+    dataset: str | Path,
+    *,
+    split: SplitSpec,
+    training: TrainingSpec,
+    execution: ExecutionSpec | None = None,
+) -> StudyData:
+    """Check, divide and measure a dataset; the fingerprint sees no test case."""
+    from automonai.domain.splitting import make_split, read_split
+    from automonai.imaging.fingerprinting import fingerprint
+
+    checked = check(dataset)
+    ids = [case.id for case in checked.dataset.cases]
+    if split.file is not None:
+        division = read_split(Path(split.file), ids)
+    else:
+        division = make_split(ids, test=split.test, folds=split.folds, seed=split.seed)
+    return StudyData(
+        dataset=checked.dataset,
+        split=division,
+        fingerprint=fingerprint(checked, division.development),
+        training=training,
+        execution=execution or ExecutionSpec(),
+    )
+
+
+def _local_executor(spec: StudySpec, folder: Path, *, lock: int) -> LocalExecutor:
+    machine = detect_machine()
+    slots = spec.execution.max_parallel_runs
+    gpus = () if spec.execution.device == "cpu" else tuple(gpu.id for gpu in machine.gpus)
+    return LocalExecutor(
+        folder,
+        slots=slots,
+        threads=spec.execution.threads or machine.threads_per_run(slots),
+        cache_folder=folder.parent / CACHE_FOLDER,
+        gpus=gpus,
+        inherited_lock=lock,
+    )
+
+
+def _memory_per_run(execution: ExecutionSpec) -> int:
+    if execution.memory_gib is not None:
+        return int(execution.memory_gib * 2**30)
+    return detect_machine().memory_per_run(execution.max_parallel_runs, on_gpu=execution.device != "cpu")
+
+
+def _read_configuration(path: Path) -> Configuration:
+    from pydantic import ValidationError
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Configuration.model_validate(document if document is not None else {})
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: is neither YAML nor JSON: {error}") from error
+    except ValidationError as error:
+        raise SpecError(f"{path}: {explain(error)}") from error
+
+
+def _run_row(study: Study, record: RunRecord) -> dict[str, object]:
+    trial, result = study.trials[record.run.trial], record.result
+    return {
+        "id": record.run.id,
+        "trial": record.run.trial,
+        "configuration": trial.configuration.model_dump(mode="json"),
+        "budget_epochs": record.run.budget_epochs,
+        "fold": record.run.fold,
+        "purpose": record.run.purpose.value,
+        "state": record.state.value,
+        "loss": result.loss if result else None,
+        "seconds": result.seconds if result else None,
+        "peak_memory_bytes": result.peak_memory_bytes if result else None,
+        "origin": trial.origin.value,
+        "reason": result.reason.value if result and result.reason else None,
+        "message": result.message if result else "",
+    }
+
+
+def _software() -> dict[str, str]:
+    names = ("automonai", "torch", "monai", "hpbandster", "ConfigSpace", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[threading.Event]:
+    """Turn SIGTERM into an event while the body runs; only the main thread can."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,287 @@
+"""The controller: ask, write down, submit, poll, write down. The product in one page; no torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from automonai.domain.events import (
+    EnsembleFinished,
+    EnsembleQueued,
+    Event,
+    RunFinished,
+    RunLost,
+    RunQueued,
+    SearchEnded,
+    SessionStarted,
+    StudyEnded,
+    TrialProposed,
+)
+from automonai.domain.plan import make_plan
+from automonai.domain.refit import choose_refit, refit_deadline_seconds
+from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, StudyData, TrainRequest
+from automonai.domain.run import FailureReason, Purpose, Result, Run, RunState, Trial
+from automonai.domain.seeds import derive_seed
+from automonai.domain.study import (
+    ENSEMBLE_RUN_ID,
+    ChooseEnsemble,
+    ChooseRefit,
+    EndSearch,
+    EndStudy,
+    Propose,
+    Queue,
+    Study,
+    Wait,
+)
+from automonai.execution.executor import Executor, Report
+from automonai.search.sampler import History, Observation, Sampler
+from automonai.storage import keys
+from automonai.storage.journal import Journal
+from automonai.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+
+
+class Watch(Protocol):
+    """Somebody who looks on: told of every event, and now and then of the time."""
+
+    def on_event(self, event: Event, study: Study) -> None:
+        """Take note of an event that was just written."""
+        ...
+
+    def on_tick(self, study: Study, now: float) -> None:
+        """Take note that time has passed."""
+        ...
+
+
+class Unwatched:
+    """Nobody looks on."""
+
+    def on_event(self, event: Event, study: Study) -> None: ...
+
+    def on_tick(self, study: Study, now: float) -> None: ...
+
+
+@dataclass
+class Controller:
+    """One study's parts; `run_study` makes them work together."""
+
+    study: Study
+    data: StudyData
+    store: Store
+    journal: Journal
+    sampler: Sampler
+    executor: Executor
+    memory_bytes: int | None = None
+    """What one run may use; None: unknown."""
+    watch: Watch = field(default_factory=Unwatched)
+    clock: Callable[[], float] = time.time
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def run_study(controller: Controller) -> Study:
+    """Take a study from wherever its journal says it is to its end; return it.
+
+    Every decision is written down before it is acted on, so a kill at any moment loses none: on the next call the runs
+    that were open are submitted again, and an executor that still has them adopts them.
+    """
+    study = controller.study
+    if study.is_over:
+        return study
+    _record(controller, SessionStarted(at=controller.clock(), host=socket.gethostname(), process=os.getpid()))
+    for record in study.open_runs:
+        controller.executor.submit(_train_request(controller, record.run, record.resume_from))
+    if study.ensemble_queued is not None and study.ensemble is None:
+        controller.executor.submit(_ensemble_request(controller, study.ensemble_queued.candidates))
+    while not study.is_over and not controller.should_stop():
+        _take_reports(controller, controller.executor.poll(0.0))
+        if controller.executor.free_slots() == 0 or not _act(controller):
+            _take_reports(controller, controller.executor.poll(POLL_SECONDS))
+        _delete_unneeded_checkpoints(controller)
+        controller.watch.on_tick(study, controller.clock())
+    return study
+
+
+def _act(controller: Controller) -> bool:
+    """Do the next thing; False if there is nothing to do but wait."""
+    now = controller.clock()
+    match controller.study.next_action(now):
+        case Propose() as action:
+            _propose(controller, action)
+        case Queue(run, resume_from):
+            _record(controller, RunQueued(at=now, run=run, resume_from=resume_from))
+            controller.executor.submit(_train_request(controller, run, resume_from))
+        case EndSearch(why):
+            _record(controller, SearchEnded(at=now, why=why))
+        case ChooseRefit():
+            tests = len(controller.data.split.test)
+            _record(controller, choose_refit(controller.study, now=now, test_cases=tests))
+        case ChooseEnsemble(candidates):
+            _record(controller, EnsembleQueued(at=now, candidates=candidates))
+            controller.executor.submit(_ensemble_request(controller, candidates))
+        case EndStudy(succeeded, why):
+            _record(controller, StudyEnded(at=now, succeeded=succeeded, why=why))
+        case Wait():
+            return False
+    return True
+
+
+def _propose(controller: Controller, action: Propose) -> None:
+    """Ask the sampler; a configuration whose plan cannot fit is final at once."""
+    proposal = controller.sampler.propose(
+        _history(controller.study), index=action.trial, budget_epochs=action.budget_epochs
+    )
+    if proposal is None:
+        controller.study.exhausted = True
+        return
+    trial = Trial(
+        number=action.trial,
+        configuration=proposal.configuration,
+        origin=proposal.origin,
+        bracket=action.bracket,
+        model_budget_epochs=proposal.model_budget_epochs,
+    )
+    _record(controller, TrialProposed(at=controller.clock(), trial=trial, note=proposal.note))
+    run = Run(trial=trial.number, budget_epochs=action.budget_epochs)
+    refusal = _refusal(controller, trial, run)
+    if refusal is not None:
+        _record(controller, RunFinished(at=controller.clock(), run=run, result=refusal))
+
+
+def _refusal(controller: Controller, trial: Trial, run: Run) -> Result | None:
+    """Return the result of a run that needs more memory than there is, without having run it."""
+    limit, data = controller.memory_bytes, controller.data
+    if limit is None:
+        return None
+    plan = make_plan(
+        trial.configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training
+    )
+    if plan.memory_bytes <= limit:
+        return None
+    message = (
+        f"a training step needs {plan.memory_bytes / 2**30:.1f} GiB, a run has {limit / 2**30:.1f} GiB"
+        f" ({plan.parameters / 1e6:.1f} million weights, patches of {plan.patch_voxels} voxels,"
+        f" batches of {plan.batch_size})"
+    )
+    return Result(
+        run_id=run.id,
+        state=RunState.FAILED,
+        reason=FailureReason.DOES_NOT_FIT,
+        message=message,
+        planned_memory_bytes=plan.memory_bytes,
+        parameters=plan.parameters,
+    )
+
+
+def _take_reports(controller: Controller, reports: list[Report]) -> None:
+    for report in reports:
+        now = controller.clock()
+        if report.lost is not None:
+            _record(controller, RunLost(at=now, run_id=report.run_id, why=report.lost))
+            _give_up_if_lost_too_often(controller, report)
+        elif report.run_id == ENSEMBLE_RUN_ID:
+            result = EnsembleResult.model_validate_json(controller.store.get(keys.ENSEMBLE))
+            _record(controller, EnsembleFinished(at=now, result=result))
+        else:
+            result_ = Result.model_validate_json(controller.store.get(keys.result(report.run_id)))
+            run = controller.study.runs[report.run_id].run
+            _record(controller, RunFinished(at=now, run=run, result=result_))
+
+
+def _give_up_if_lost_too_often(controller: Controller, report: Report) -> None:
+    record = controller.study.runs.get(report.run_id)
+    if record is None or record.losses <= controller.study.spec.execution.max_retries:
+        return
+    message = f"lost {record.losses} times, the last time: {report.lost}"
+    result = Result(run_id=report.run_id, state=RunState.FAILED, reason=FailureReason.LOST, message=message)
+    _record(controller, RunFinished(at=controller.clock(), run=record.run, result=result))
+
+
+def _history(study: Study) -> History:
+    """Return what a sampler may know: search runs that ended by their own doing, and what is still open."""
+    observations = []
+    for run_id in study.finished:
+        record = study.runs[run_id]
+        if record.run.purpose is Purpose.SEARCH and record.result is not None:
+            if record.result.reason is FailureReason.LOST:
+                continue
+            observations.append(
+                Observation(
+                    trial=record.run.trial,
+                    configuration=study.trials[record.run.trial].configuration,
+                    budget_epochs=record.run.budget_epochs,
+                    loss=study.loss_of(record.run),
+                )
+            )
+    seen = {observation.trial for observation in observations}
+    pending = tuple(trial.configuration for number, trial in study.trials.items() if number not in seen)
+    return History(observations=tuple(observations), pending=pending)
+
+
+def _train_request(controller: Controller, run: Run, resume_from: str | None) -> TrainRequest:
+    study, now = controller.study, controller.clock()
+    is_refit = run.purpose is Purpose.REFIT
+    deadline = None
+    if is_refit:
+        tests = len(controller.data.split.test)
+        deadline = refit_deadline_seconds(study, run, now=now, test_cases=tests)
+    return TrainRequest(
+        run=run,
+        configuration=study.trials[run.trial].configuration,
+        seed=derive_seed(study.spec.search.seed, run.purpose, run.trial, run.fold),
+        objective=study.spec.search.objective,
+        resume_from=resume_from,
+        decay=is_refit,
+        deadline_seconds=deadline,
+        max_seconds_per_epoch=None if is_refit else study.spec.budget.max_seconds_per_epoch,
+        memory_bytes=controller.memory_bytes,
+    )
+
+
+def _ensemble_request(controller: Controller, candidates: tuple[str, ...]) -> EnsembleRequest:
+    study, members = controller.study, []
+    for run_id in candidates:
+        record = study.runs[run_id]
+        members.append(
+            Member(
+                run_id=run_id,
+                trial=record.run.trial,
+                fold=record.run.fold,
+                checkpoint=keys.checkpoint_manifest(run_id),
+            )
+        )
+    time_budget = study.spec.budget.time
+    left = None
+    if time_budget is not None:
+        left = max(60.0, time_budget - study.elapsed_seconds(controller.clock()))
+    return EnsembleRequest(candidates=tuple(members), deadline_seconds=left)
+
+
+def _delete_unneeded_checkpoints(controller: Controller) -> None:
+    """Delete what no later step can use; a checkpoint whose deletion is cut short has no manifest any more."""
+    study = controller.study
+    finished = [run_id for run_id in study.finished if run_id not in controller.study.cleaned]
+    needed = study.needed_checkpoints() if finished else set()
+    for run_id in finished:
+        if run_id in needed:
+            continue
+        manifest = keys.checkpoint_manifest(run_id)
+        controller.store.delete(manifest)
+        for key in list(controller.store.list(manifest.rpartition("/")[0] + "/")):
+            controller.store.delete(key)
+        study.cleaned.add(run_id)
+
+
+def _record(controller: Controller, event: Event) -> None:
+    """Write an event down, then let it count."""
+    controller.journal.append(event)
+    controller.study.apply(event)
+    controller.watch.on_event(event, controller.study)
+    logger.debug("recorded %s", event.kind)

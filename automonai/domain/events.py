@@ -1,0 +1,130 @@
+"""The journal's events. What a study is, is what its events say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from automonai.domain.records import Record
+from automonai.domain.request import EnsembleResult
+from automonai.domain.run import Result, Run, Trial
+from automonai.spec import StudySpec
+
+
+class _Event(Record):
+    at: float
+    """Unix time in seconds."""
+
+
+class StudyStarted(_Event):
+    """The first event: what the user asked for."""
+
+    kind: Literal["study_started"] = "study_started"
+    version: Literal[1] = 1
+    spec: StudySpec
+    software: dict[str, str] = {}
+
+
+class SessionStarted(_Event):
+    """A controller took the study up, for the first time or again."""
+
+    kind: Literal["session_started"] = "session_started"
+    host: str
+    process: int
+
+
+class SpecChanged(_Event):
+    """The user took the study up with another budget, execution or refit."""
+
+    kind: Literal["spec_changed"] = "spec_changed"
+    spec: StudySpec
+
+
+class TrialProposed(_Event):
+    """A configuration joined the search."""
+
+    kind: Literal["trial_proposed"] = "trial_proposed"
+    trial: Trial
+    note: str = ""
+    """Why a proposal fell back to a random draw; empty otherwise."""
+
+
+class RunQueued(_Event):
+    """A run is about to be handed to the executor."""
+
+    kind: Literal["run_queued"] = "run_queued"
+    run: Run
+    resume_from: str | None = None
+
+
+class RunFinished(_Event):
+    """A run reached a final state; one that was refused beforehand was never queued."""
+
+    kind: Literal["run_finished"] = "run_finished"
+    run: Run
+    result: Result
+
+
+class RunLost(_Event):
+    """The infrastructure lost a run; it is queued again while the spec allows."""
+
+    kind: Literal["run_lost"] = "run_lost"
+    run_id: str
+    why: str
+
+
+class SearchEnded(_Event):
+    """Nothing more is searched."""
+
+    kind: Literal["search_ended"] = "search_ended"
+    why: str
+
+
+class RefitChosen(_Event):
+    """Which configurations are trained to the end, on which folds, best first; empty when nothing can be refitted."""
+
+    kind: Literal["refit_chosen"] = "refit_chosen"
+    runs: tuple[Run, ...]
+    why: str
+
+
+class EnsembleQueued(_Event):
+    """The networks are trained; the ensemble is chosen from them and tested."""
+
+    kind: Literal["ensemble_queued"] = "ensemble_queued"
+    candidates: tuple[str, ...]
+    """Run ids."""
+
+
+class EnsembleFinished(_Event):
+    """The ensemble is chosen and scored."""
+
+    kind: Literal["ensemble_finished"] = "ensemble_finished"
+    result: EnsembleResult
+
+
+class StudyEnded(_Event):
+    """Nothing is left to do."""
+
+    kind: Literal["study_ended"] = "study_ended"
+    succeeded: bool
+    why: str
+
+
+Event = Annotated[
+    StudyStarted
+    | SessionStarted
+    | SpecChanged
+    | TrialProposed
+    | RunQueued
+    | RunFinished
+    | RunLost
+    | SearchEnded
+    | RefitChosen
+    | EnsembleQueued
+    | EnsembleFinished
+    | StudyEnded,
+    Field(discriminator="kind"),
+]
+event_adapter: TypeAdapter[Event] = TypeAdapter(Event)

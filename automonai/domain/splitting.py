@@ -1,0 +1,101 @@
+"""Dividing cases into a test set and folds: by patient, and the same for the same ids and seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+
+from automonai.domain.dataset import Split
+from automonai.errors import SpecError
+
+
+def make_split(case_ids: Iterable[str], *, test: float, folds: int, seed: int) -> Split:
+    """Divide the cases at random; neither their order nor the platform matters.
+
+    Args:
+        case_ids: One id per patient.
+        test: Share of the cases that only the last step sees; rounded half up, at least one case unless it is 0.
+        folds: Number of folds of the rest; their sizes differ by one case at most.
+        seed: Of the division.
+
+    Raises:
+        SpecError: If there are too few cases for a non-empty test set and folds, or an id comes twice.
+    """
+    ids = sorted(case_ids)
+    twice = [case for case, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise SpecError(f"split: case ids must be unique, these come more than once: {', '.join(twice)}")
+    random.Random(f"split-{seed}").shuffle(ids)
+    test_count = max(1, int(len(ids) * test + 0.5)) if test > 0 else 0
+    rest = ids[test_count:]
+    if len(rest) < folds:
+        raise SpecError(
+            f"split: {len(ids)} cases are too few for {folds} folds and a test share of {test:g}: "
+            f"at least {_cases_needed(test, folds)} are needed, or fewer folds (split.folds), or split.test: 0"
+        )
+    return Split(
+        seed=seed,
+        test=tuple(sorted(ids[:test_count])),
+        folds=tuple(tuple(sorted(rest[fold::folds])) for fold in range(folds)),
+    )
+
+
+def read_split(path: str | Path, case_ids: Iterable[str]) -> Split:
+    """Read a user's split: JSON or YAML with `test: [ids]` (may be left out) and `folds: [[ids], ...]`.
+
+    Raises:
+        SpecError: If the file cannot be read or has another form; if an id is unknown, comes twice or is missing; if there are
+            fewer than two folds or one is empty. All such ids are named.
+    """
+    document = _read_document(Path(path))
+    test, folds = document.get("test", []), document.get("folds")
+    strange = sorted(set(document) - {"test", "folds", "seed", "version"})
+    if strange or not _is_id_list(test) or not isinstance(folds, list) or not all(map(_is_id_list, folds)):
+        found = f" (unknown: {', '.join(strange)})" if strange else ""
+        raise SpecError(f"{path}: expected `test: [ids]` and `folds: [[ids], [ids], ...]`, ids as texts{found}")
+    if len(folds) < 2 or not all(folds):
+        sizes = [len(fold) for fold in folds]
+        raise SpecError(f"{path}: expected at least two folds, none of them empty; found sizes {sizes}")
+    problems = _id_problems([*test, *(case for fold in folds for case in fold)], set(case_ids))
+    if problems:
+        raise SpecError(f"{path}: {'; '.join(problems)}")
+    return Split(seed=0, test=tuple(test), folds=tuple(tuple(fold) for fold in folds))
+
+
+def _cases_needed(test: float, folds: int) -> int:
+    """Return the smallest number of cases for which the folds get one each."""
+    count = folds
+    while count - (max(1, int(count * test + 0.5)) if test > 0 else 0) < folds:
+        count += 1
+    return count
+
+
+def _read_document(path: Path) -> dict[str, object]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path}: is neither JSON nor YAML: {error}") from error
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        raise SpecError(f"{path}: expected `test: [ids]` and `folds: [[ids], ...]`, found {document!r:.60}")
+    return document
+
+
+def _is_id_list(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _id_problems(given: Sequence[str], known: set[str]) -> list[str]:
+    groups = {
+        "unknown case": sorted(set(given) - known),
+        "listed more than once": sorted(case for case, count in Counter(given).items() if count > 1),
+        "missing from the split": sorted(known - set(given)),
+    }
+    return [f"{fault}: {', '.join(ids)}" for fault, ids in groups.items() if ids]

@@ -1,0 +1,184 @@
+"""Runs as subprocesses of this machine, kept warm between runs: importing torch and MONAI costs seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from automonai.domain.request import EnsembleRequest, TrainRequest
+from automonai.execution.executor import Report
+from automonai.storage import keys
+from automonai.storage.local import LocalStore
+
+WORKER_COMMAND = (sys.executable, "-m", "automonai.worker")
+POLL_SECONDS = 0.05
+CLOSE_SECONDS = 30.0
+"""How long workers may take to commit a checkpoint when they are told to leave."""
+
+
+@dataclass
+class _Slot:
+    """One worker process, started when it is first needed, and what it is doing."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    run_id: str | None = None
+    log: IO[bytes] | None = field(default=None, repr=False)
+
+
+class LocalExecutor:
+    """One worker process per slot; each has its share of the cores and, where there are any, its GPU.
+
+    A request goes to the store, its id to the worker's standard input; the answer is looked for in the store. A worker
+    whose input ends (because the controller died) commits its checkpoint and leaves.
+    """
+
+    def __init__(
+        self,
+        study_folder: Path,
+        *,
+        slots: int,
+        threads: int,
+        cache_folder: Path,
+        gpus: tuple[str, ...] = (),
+        inherited_lock: int | None = None,
+        command: tuple[str, ...] = WORKER_COMMAND,
+    ) -> None:
+        """Remember the settings; no process starts before the first submit.
+
+        Args:
+            study_folder: Root of the study's LocalStore.
+            slots: Most runs at once.
+            threads: CPU threads of each run.
+            cache_folder: Where preprocessed cases are kept.
+            gpus: CUDA device ids, given to the slots in turn.
+            inherited_lock: A file descriptor that workers keep open, so that the study stays locked while any lives.
+            command: What a worker is; it gets the study's folder and `--cache`.
+        """
+        self._store = LocalStore(study_folder)
+        self._cache_folder = cache_folder
+        self._threads = threads
+        self._command = command
+        self._gpus = gpus
+        self._inherited_lock = inherited_lock
+        self._slots = [_Slot(number) for number in range(slots)]
+
+    def free_slots(self) -> int:
+        return sum(slot.run_id is None for slot in self._slots)
+
+    def submit(self, request: TrainRequest | EnsembleRequest) -> None:
+        if any(slot.run_id == request.run_id for slot in self._slots):
+            return
+        slot = next(slot for slot in self._slots if slot.run_id is None)
+        self._store.put(keys.request(request.run_id), request.model_dump_json().encode())
+        slot.run_id = request.run_id
+        if not self._store.exists(keys.answer(request.run_id)):
+            self._hand_over(slot, request.run_id)
+
+    def poll(self, timeout_seconds: float) -> list[Report]:
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            reports = [report for slot in self._slots if (report := self._report_of(slot)) is not None]
+            if reports or time.monotonic() >= deadline:
+                return reports
+            time.sleep(POLL_SECONDS)
+
+    def cancel(self, run_id: str) -> None:
+        for slot in self._slots:
+            if slot.run_id == run_id:
+                self._stop([slot])
+
+    def close(self) -> None:
+        self._stop(self._slots)
+
+    def _report_of(self, slot: _Slot) -> Report | None:
+        if slot.run_id is None:
+            return None
+        ended = None if slot.process is None else slot.process.poll()
+        if self._store.exists(keys.answer(slot.run_id)):
+            report = Report(run_id=slot.run_id)
+        elif ended is not None:
+            report = Report(run_id=slot.run_id, lost=_describe_exit(ended))
+        else:
+            return None
+        slot.run_id = None
+        return report
+
+    def _hand_over(self, slot: _Slot, run_id: str) -> None:
+        if slot.process is None or slot.process.poll() is not None:
+            self._start(slot)
+        assert slot.process is not None and slot.process.stdin is not None
+        try:
+            slot.process.stdin.write(f"{run_id}\n".encode())
+            slot.process.stdin.flush()
+        except BrokenPipeError:
+            slot.process.wait()  # poll() then finds it gone and reports the run as lost
+
+    def _start(self, slot: _Slot) -> None:
+        log = self._store.path(f"workers/worker-{slot.number}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if slot.log is not None:
+            slot.log.close()
+        slot.log = log.open("ab")
+        inherited = () if self._inherited_lock is None else (self._inherited_lock,)
+        slot.process = subprocess.Popen(
+            [*self._command, str(self._store.root), "--cache", str(self._cache_folder)],
+            stdin=subprocess.PIPE,
+            stdout=slot.log,
+            stderr=slot.log,
+            env=self._environment(slot),
+            start_new_session=True,  # Ctrl-C reaches the controller alone, which then ends the workers in order
+            pass_fds=inherited,
+        )
+
+    def _environment(self, slot: _Slot) -> dict[str, str]:
+        threads = str(self._threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot.number % len(self._gpus)]
+        return environment
+
+    def _stop(self, slots: list[_Slot]) -> None:
+        """End workers: SIGTERM, so that they commit what they have, and SIGKILL for those that do not leave."""
+        running = [slot for slot in slots if slot.process is not None]
+        for slot in running:
+            assert slot.process is not None
+            if slot.process.stdin is not None:
+                _close_quietly(slot.process.stdin)
+            if slot.process.poll() is None:
+                slot.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for slot in running:
+            assert slot.process is not None
+            try:
+                slot.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                slot.process.kill()
+                slot.process.wait()
+            slot.process = None
+        for slot in slots:
+            slot.run_id = None
+            if slot.log is not None:
+                slot.log.close()
+                slot.log = None
+
+
+def _close_quietly(stream: IO[bytes]) -> None:
+    try:
+        stream.close()
+    except BrokenPipeError:
+        return
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"its worker left with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
+    return f"its worker was ended by {name}{hint}"

@@ -1,0 +1,231 @@
+"""The spec that `automonai init` proposes: fitted to the dataset, the machine and the budget, every choice with its reason."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from automonai.domain.configuration import Configuration
+from automonai.domain.fingerprint import Fingerprint
+from automonai.domain.ladder import Ladder, fit_ladder
+from automonai.domain.plan import make_plan
+from automonai.errors import SpecError
+from automonai.execution.machine import Machine
+from automonai.spec import (
+    DEFAULT_SPACE,
+    BudgetSpec,
+    Dimension,
+    ExecutionSpec,
+    IntegerRange,
+    Ordered,
+    Scalar,
+    SplitSpec,
+    StudySpec,
+    TrainingSpec,
+    parse_duration,
+)
+
+if TYPE_CHECKING:
+    from automonai.imaging.checking import CheckedDataset
+
+REFIT_SHARE = BudgetSpec.model_fields["refit_share"].default
+SMALL_VOXELS = 2**18
+"""Up to this median size the first level stays at full resolution: it wins by 0.009 Dice on 35x50x35 voxels and loses by
+0.09 on 240x240x155, where the time goes into fewer, larger steps (measured on two cores)."""
+CPU_PATCH_VOXELS = 64**3
+COST_CAP = 4.0
+"""A configuration may cost this many times what the standard one costs per epoch."""
+LOOP_OVERHEAD = 1.2
+"""Reading, augmentation and validation beside the bare training step."""
+SMALLEST_FEATURE_VOXELS = 4
+"""nnU-Net's limit: no level's features are smaller than this (Isensee et al. 2021, supplementary note 4)."""
+
+
+def initial_spec(
+    checked: CheckedDataset, *, path: Path, machine: Machine, budget: str | None, name: str | None
+) -> str:
+    """Return the YAML of a spec, with comments.
+
+    Raises:
+        SpecError: If the budget is none of `1h`, `30 epochs` and `3 iterations`, or the name is not allowed.
+    """
+    limit = _parse_budget(budget)
+    facts = Fingerprint(cases=tuple(checked.facts[case.id] for case in checked.dataset.cases))
+    is_on_gpu = bool(machine.gpus)
+    median = facts.median_shape_voxels()
+    is_small = prod(median) <= SMALL_VOXELS
+    standard = _standard(is_small=is_small, is_on_gpu=is_on_gpu, fingerprint=facts)
+    training = TrainingSpec(max_patch_voxels=128**3 if is_on_gpu else CPU_PATCH_VOXELS)
+    execution = _execution(machine)
+    plan = make_plan(standard, dataset=checked.dataset, fingerprint=facts, training=training)
+    split = SplitSpec()
+    epoch_seconds = _seconds_per_epoch(plan, checked, split, execution, machine)
+    ladder = _ladder(limit, epoch_seconds, execution)
+    spec = StudySpec(
+        name=name or _slug(checked.dataset.name),
+        dataset=str(path),
+        split=split,
+        search={"space": _space(facts, standard), "standard": _differences(standard)},  # type: ignore[arg-type]
+        budget=_budget(limit, ladder, epoch_seconds),
+        training=training,
+        execution=execution,
+    )
+    return _render(spec, _remarks(facts, machine, epoch_seconds, standard))
+
+
+@dataclass(frozen=True)
+class _Limit:
+    time: float | None = None
+    epochs: int | None = None
+    iterations: int | None = None
+
+
+def _parse_budget(text: str | None) -> _Limit:
+    """Return the limit that a budget states; the source work's five iterations for None."""
+    if text is None:
+        return _Limit(iterations=5)
+    counted = re.fullmatch(r"\s*(\d+)\s*(epochs?|iterations?)\s*", text)
+    if counted and int(counted[1]) > 0:
+        count = int(counted[1])
+        return _Limit(epochs=count) if counted[2].startswith("epoch") else _Limit(iterations=count)
+    try:
+        return _Limit(time=parse_duration(text))
+    except ValueError as error:
+        raise SpecError(f"--budget {text}: write a time like 1h or 20m, '30 epochs' or '3 iterations'") from error
+
+
+def _standard(*, is_small: bool, is_on_gpu: bool, fingerprint: Fingerprint) -> Configuration:
+    """Return what is tried first."""
+    if is_on_gpu:
+        wanted = Configuration(depth=5, channels=32, first_stride=1)
+    elif is_small:
+        wanted = Configuration(depth=3, channels=16, first_stride=1)
+    else:
+        wanted = Configuration(depth=4, channels=16, first_stride=2)
+    deepest = _deepest(fingerprint)
+    oversampling = 0.0 if is_small else 0.33
+    return wanted.model_copy(
+        update={"depth": max(2, min(wanted.depth, deepest)), "foreground_oversampling": oversampling}
+    )
+
+
+def _deepest(fingerprint: Fingerprint) -> int:
+    """Return the largest depth that leaves features of `SMALLEST_FEATURE_VOXELS` along the shortest axis."""
+    shortest, depth = min(fingerprint.median_shape_voxels()), 1
+    while depth < 6 and shortest // 2**depth >= SMALLEST_FEATURE_VOXELS:
+        depth += 1
+    return max(3, depth)
+
+
+def _space(fingerprint: Fingerprint, standard: Configuration) -> dict[str, Dimension | Scalar]:
+    """Return the default space without what cannot matter or cannot be paid for here."""
+    space: dict[str, Dimension | Scalar] = dict(DEFAULT_SPACE)
+    space["depth"] = IntegerRange(type="integer", low=2, high=max(3, _deepest(fingerprint)))
+    if fingerprint.has_uniform_spacing:
+        space["resampling"] = "none"
+    affordable = tuple(n for n in (8, 16, 32, 64, 128) if n <= 4 * standard.channels)
+    space["channels"] = Ordered(type="ordinal", values=affordable)
+    if standard.foreground_oversampling:
+        space["foreground_oversampling"] = standard.foreground_oversampling
+    return space
+
+
+def _differences(standard: Configuration) -> dict[str, Scalar]:
+    """Return what makes a standard configuration differ from the package's."""
+    mine, default = standard.model_dump(mode="json"), Configuration().model_dump(mode="json")
+    return {key: value for key, value in mine.items() if value != default[key]}
+
+
+def _execution(machine: Machine) -> ExecutionSpec:
+    """Return one run per GPU; without one, several runs share the cores: two of one thread train a fifth more patches
+    a second than one of two threads (measured).
+    """
+    if machine.gpus:
+        return ExecutionSpec(max_parallel_runs=len(machine.gpus))
+    by_memory = max(1, machine.memory_bytes // (4 * 2**30))
+    return ExecutionSpec(max_parallel_runs=max(1, min(machine.cores, 8, by_memory)))
+
+
+def _seconds_per_epoch(plan, checked, split, execution, machine) -> float:  # type: ignore[no-untyped-def]
+    from automonai.learning.timing import seconds_per_step
+
+    threads = machine.threads_per_run(execution.max_parallel_runs)
+    step = seconds_per_step(plan, execution=execution, threads=threads)
+    cases = len(checked.dataset.cases) * (1 - split.test) * (1 - 1 / split.folds)
+    steps = max(1.0, cases / plan.batch_size)
+    return float(step * steps * LOOP_OVERHEAD)
+
+
+def _ladder(limit: _Limit, epoch_seconds: float, execution: ExecutionSpec) -> Ladder:
+    if limit.time is not None:
+        seconds = limit.time * (1 - REFIT_SHARE) * execution.max_parallel_runs
+        return fit_ladder(seconds / epoch_seconds)
+    if limit.epochs is not None:
+        return fit_ladder(limit.epochs)
+    return Ladder(min_epochs=5, max_epochs=200, eta=3, iterations=limit.iterations or 5)
+
+
+def _budget(limit: _Limit, ladder: Ladder, epoch_seconds: float) -> BudgetSpec:
+    return BudgetSpec(
+        iterations=limit.iterations,
+        epochs=limit.epochs,
+        time=limit.time,
+        min_epochs=ladder.min_epochs,
+        max_epochs=ladder.max_epochs,
+        eta=ladder.eta,
+        max_seconds_per_epoch=float(f"{COST_CAP * epoch_seconds:.3g}"),
+    )
+
+
+def _slug(name: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    return slug or "study"
+
+
+def _remarks(
+    fingerprint: Fingerprint, machine: Machine, epoch_seconds: float, standard: Configuration
+) -> dict[str, str]:
+    x, y, z = fingerprint.median_shape_voxels()
+    device = machine.gpus[0].name if machine.gpus else f"{machine.cores} CPU cores"
+    return {
+        "": f"{len(fingerprint.cases)} cases, median {x} x {y} x {z} voxels without background, on {device}.\n"
+        f"The standard configuration takes some {epoch_seconds:.1f} s per epoch in each parallel run"
+        " (one epoch is one patch from each training case).",
+        "dataset": "relative to where automonai is started, as is the store",
+        "split": "test: share of the cases that only the last step sees; 0 for none",
+        "search": "a hyperparameter is a range, a choice, or one fixed value",
+        "budget": "whichever of time, epochs, iterations is stated and reached first ends the search;\n"
+        "refit_share of the time is kept for training the best to the end",
+        "training": "patches follow the volumes' shape up to max_patch_voxels",
+        "execution": "threads and memory of each run are its share of the machine unless stated",
+        "refit": "what is trained to the end; null: decided by the budget",
+    }
+
+
+def _render(spec: StudySpec, remarks: dict[str, str]) -> str:
+    """Return the spec as YAML, a comment above each section."""
+    document = spec.model_dump(mode="json", exclude_none=False)
+    document["budget"]["time"] = _duration_text(spec.budget.time)
+    lines = [_comment("A study's spec, written by 'automonai init'.\n" + remarks[""])]
+    for key, value in document.items():
+        if remarks.get(key):
+            lines.append("\n" + _comment(remarks[key]))
+        lines.append(yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=None, width=110))
+    return "".join(lines)
+
+
+def _duration_text(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    return "".join(f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if n) or "1s"
+
+
+def _comment(text: str) -> str:
+    return "".join(f"# {line}\n" for line in text.split("\n"))

@@ -1,0 +1,160 @@
+"""The worker: one run after the other. Reads a request, trains, commits the checkpoint, then the result.
+
+`python -m automonai.worker STUDY --cache FOLDER` serves run ids from its standard input until that ends;
+with `--run ID` it does one run and leaves with the exit code of its outcome (0, or `RunError.exit_code`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from automonai.domain.request import (
+    EnsembleRequest,
+    EnsembleResult,
+    StudyData,
+    TrainRequest,
+    request_adapter,
+)
+from automonai.domain.run import Result, RunState
+from automonai.errors import RunError, StopRequestedError
+from automonai.storage import keys
+from automonai.storage.local import LocalStore
+from automonai.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+STOPPED_EXIT_CODE = 143
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve requests; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m automonai.worker")
+    parser.add_argument("study", help="the study's folder")
+    parser.add_argument("--cache", required=True, type=Path, help="folder of preprocessed cases")
+    parser.add_argument("--run", help="one run id; without it ids are read from standard input")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    store = LocalStore(Path(options.study))
+    _limit_threads()
+    try:
+        if options.run:
+            return serve(options.run, store=store, cache_folder=options.cache, stop=stop)
+        for run_id in _incoming(stop):
+            code = serve(run_id, store=store, cache_folder=options.cache, stop=stop)
+            if code == 66:  # whatever leaked, a new process starts clean
+                return code
+    except StopRequestedError:
+        return STOPPED_EXIT_CODE
+    return STOPPED_EXIT_CODE if stop.is_set() else 0
+
+
+def serve(run_id: str, *, store: Store, cache_folder: Path, stop: threading.Event) -> int:
+    """Do one request and write its answer, its log beside it; one whose answer is there already is done.
+
+    Raises:
+        StopRequestedError: When `stop` was set; nothing but the checkpoint was written.
+    """
+    if store.exists(keys.answer(run_id)):
+        return 0
+    request = request_adapter.validate_json(store.get(keys.request(run_id)))
+    data = StudyData.model_validate_json(store.get(keys.DATA))
+    with _logged(run_id, store):
+        if isinstance(request, EnsembleRequest):
+            choice = _choose(request, data, store=store, cache_folder=cache_folder, stop=stop)
+            store.put(keys.ENSEMBLE, choice.model_dump_json().encode())
+            return 0
+        result, code = _train(request, data, store=store, cache_folder=cache_folder, stop=stop)
+        store.put(keys.result(run_id), result.model_dump_json().encode())
+        return code
+
+
+def _train(
+    request: TrainRequest, data: StudyData, *, store: Store, cache_folder: Path, stop: threading.Event
+) -> tuple[Result, int]:
+    """Return a run's result and exit code; every failure of its own becomes a FAILED result."""
+    from automonai.learning.training import failed_result, train_run
+
+    try:
+        result = train_run(request, data, store=store, cache_folder=cache_folder, stop=stop)
+    except StopRequestedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the worker's main: whatever it was becomes the run's result
+        logger.warning("%s failed", request.run_id, exc_info=True)
+        result = failed_result(request, error)
+        return result, error.exit_code if isinstance(error, RunError) else _exit_code(result)
+    logger.info("%s %s loss=%s seconds=%.1f", request.run_id, result.state, result.loss, result.seconds)
+    return result, 0
+
+
+def _exit_code(result: Result) -> int:
+    if result.state is RunState.COMPLETE:
+        return 0
+    return 66 if result.reason is not None and result.reason.value == "out_of_memory" else 64
+
+
+def _choose(
+    request: EnsembleRequest, data: StudyData, *, store: Store, cache_folder: Path, stop: threading.Event
+) -> EnsembleResult:
+    from automonai.learning.ensembling import choose_ensemble
+
+    return choose_ensemble(request, data, store=store, cache_folder=cache_folder, stop=stop)
+
+
+def _incoming(stop: threading.Event) -> Iterator[str]:
+    """Yield run ids from standard input; its end, like SIGTERM, asks the run at hand to commit and leave."""
+    ids: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            ids.put(line.strip())
+        stop.set()
+        ids.put(None)
+
+    threading.Thread(target=read, daemon=True, name="requests").start()
+    while not stop.is_set():
+        try:
+            run_id = ids.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        if run_id is None:
+            return
+        yield run_id
+
+
+def _limit_threads() -> None:
+    """Give torch the threads that the executor set aside for this process."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        import torch
+
+        torch.set_num_threads(int(threads))
+
+
+@contextmanager
+def _logged(run_id: str, store: Store) -> Iterator[None]:
+    """Keep what is logged meanwhile as the run's log in the store."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.getLogger("automonai").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("automonai").removeHandler(handler)
+        store.put(keys.log(run_id), text.getvalue().encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

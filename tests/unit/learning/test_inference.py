@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.inferers import SlidingWindowInferer
+
+from automonai.domain.configuration import Configuration, Convolution, Normalisation
+from automonai.domain.fingerprint import ChannelFacts
+from automonai.domain.plan import NetworkPlan, Plan
+from automonai.learning import inference
+from automonai.learning.inference import (
+    BACKGROUND_LOGIT,
+    WindowSettings,
+    logit_slabs,
+    prediction_memory_bytes,
+    scratch_array,
+    sliding_window_logits,
+)
+
+CPU = torch.device("cpu")
+FACTS = ChannelFacts(minimum=0, maximum=900, mean=300, std=150, percentile_00_5=1, percentile_99_5=800)
+
+
+def plan(
+    patch: tuple[int, int, int] = (8, 6, 4),
+    *,
+    normalisation: Normalisation = Normalisation.ZSCORE,
+    convolution: Convolution = Convolution.THREE_D,
+    slice_axis: int = 2,
+) -> Plan:
+    configuration = Configuration(normalisation=normalisation, convolution=convolution)
+    return Plan(
+        configuration=configuration,
+        channels=("a", "b"),
+        labels={0: "background", 1: "x", 2: "y"},
+        spacing_mm=None,
+        patch_voxels=patch,
+        batch_size=2,
+        network=NetworkPlan(
+            spatial_dims=2 if convolution is Convolution.TWO_D else 3,
+            in_channels=2,
+            out_channels=3,
+            channels=(4, 8),
+            strides=(1,),
+            residual_units=1,
+        ),
+        slice_axis=slice_axis,
+        flip_axes=(),
+        memory_bytes=1,
+        parameters=1,
+    )
+
+
+def network(seed: int = 0, kernel: tuple[int, int, int] = (3, 3, 3)) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    padding = tuple(side // 2 for side in kernel)
+    return torch.nn.Sequential(torch.nn.Conv3d(2, 3, kernel, padding=padding), torch.nn.Tanh()).eval()
+
+
+def image(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 900, (2, *shape)).astype(np.int16)
+
+
+def normalised(raw: np.ndarray) -> np.ndarray:
+    return ((raw.astype(np.float32) - FACTS.mean) / FACTS.std).astype(np.float32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 19), st.integers(1, 15), st.integers(1, 11)),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]),
+    batch_windows=st.sampled_from([1, 3]),
+)
+def test_logits_equal_those_of_monais_inferer(
+    shape: tuple[int, int, int], overlap: float, batch_windows: int
+) -> None:
+    raw, model = image(shape), network()
+    inferer = SlidingWindowInferer(
+        roi_size=(8, 6, 4), sw_batch_size=2, overlap=overlap, mode="gaussian", sigma_scale=0.125
+    )
+    with torch.inference_mode():
+        expected = inferer(torch.from_numpy(normalised(raw))[None], model)[0].numpy()
+    found = sliding_window_logits(
+        model,
+        raw,
+        plan=plan(),
+        statistics=[FACTS, FACTS],
+        device=CPU,
+        overlap=overlap,
+        batch_windows=batch_windows,
+    )
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_flips_are_averaged_over_all_combinations_of_the_axes() -> None:
+    raw, model = image((8, 6, 4)), network()
+    whole = torch.from_numpy(normalised(raw))[None]
+    with torch.inference_mode():
+        combinations = [(), (2,), (4,), (2, 4)]
+        expected = sum(model(whole.flip(axes)).flip(axes) for axes in combinations) / 4
+    found = sliding_window_logits(
+        model, raw, plan=plan(), statistics=[FACTS, FACTS], device=CPU, flip_axes=(0, 2)
+    )
+    np.testing.assert_allclose(found, expected[0].numpy(), atol=2e-5)
+
+
+def test_several_networks_share_the_windows_and_differ_in_nothing_from_one_alone() -> None:
+    raw, models = image((17, 9, 7)), [network(0), network(1)]
+    shared = np.concatenate(
+        [
+            slab.logits
+            for slab in logit_slabs(
+                models, raw, plan=plan(), statistics=[FACTS, FACTS], settings=WindowSettings(CPU)
+            )
+        ],
+        axis=2,
+    )
+    for model, logits in zip(models, shared, strict=True):
+        alone = sliding_window_logits(model, raw, plan=plan(), statistics=[FACTS, FACTS], device=CPU)
+        np.testing.assert_array_equal(logits, alone)
+
+
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(1, 40))
+def test_slabs_follow_each_other_without_gap_or_repeat(length: int) -> None:
+    slabs = list(
+        logit_slabs(
+            [network()],
+            image((length, 6, 4)),
+            plan=plan(),
+            statistics=[FACTS, FACTS],
+            settings=WindowSettings(CPU),
+        )
+    )
+    assert [slab.start for slab in slabs] == [0, *(slab.stop for slab in slabs[:-1])]
+    assert slabs[-1].stop == length
+    assert all(slab.logits.shape[2] == slab.stop - slab.start for slab in slabs)
+
+
+def test_windows_of_background_alone_are_not_predicted_and_are_background() -> None:
+    raw = np.full((2, 40, 6, 4), -7, np.int16)
+    raw[:, :10] = image((10, 6, 4))
+    seen: list[int] = []
+    model = network()
+    model.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    found = sliding_window_logits(
+        model, raw, plan=plan(), statistics=[FACTS, FACTS], device=CPU, background=(-7.0, -7.0)
+    )
+    everything = sliding_window_logits(model, raw, plan=plan(), statistics=[FACTS, FACTS], device=CPU)
+    assert sum(seen[:3]) == 3  # windows that start at 0, 4 and 8 hold something of the first ten planes
+    np.testing.assert_allclose(found[:, :12], everything[:, :12], atol=2e-5)
+    assert (found[0, 16:] == BACKGROUND_LOGIT).all()
+    assert (found[1:, 16:] == 0).all()
+
+
+def test_slices_of_a_two_dimensional_network_are_predicted_once_and_as_by_monais_inferer() -> None:
+    raw, model = image((12, 9, 7)), network(kernel=(3, 3, 1))
+    inferer = SlidingWindowInferer((8, 6, 1), overlap=(0.5, 0.5, 0), mode="gaussian")
+    with torch.inference_mode():
+        expected = inferer(torch.from_numpy(normalised(raw))[None], model)[0].numpy()
+    seen: list[int] = []
+    model.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    found = sliding_window_logits(
+        model,
+        raw,
+        plan=plan(convolution=Convolution.TWO_D),
+        statistics=[FACTS, FACTS],
+        device=CPU,
+        batch_windows=1,
+    )
+    assert len(seen) == 2 * 2 * 2
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_a_memory_mapped_file_is_predicted_as_the_array_in_memory(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    raw = image((12, 9, 8))
+    np.save(tmp_path / "image.npy", raw)
+    mapped = np.load(tmp_path / "image.npy", mmap_mode="r")
+    arrays = [
+        sliding_window_logits(network(), array, plan=plan(), statistics=[FACTS, FACTS], device=CPU)
+        for array in (raw, mapped)
+    ]
+    np.testing.assert_array_equal(*arrays)
+
+
+def test_bfloat16_convolutions_give_float32_logits_near_the_exact_ones() -> None:
+    raw, model = image((12, 9, 8)), network()
+    exact, rounded = (
+        sliding_window_logits(
+            model, raw, plan=plan(), statistics=[FACTS, FACTS], device=CPU, dtype=dtype
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert rounded.dtype == np.float32
+    np.testing.assert_allclose(rounded, exact, atol=0.05)
+
+
+def test_prediction_leaves_gradients_switched_on_between_the_slabs() -> None:
+    slabs = logit_slabs(
+        [network()],
+        image((20, 6, 4)),
+        plan=plan(),
+        statistics=[FACTS, FACTS],
+        settings=WindowSettings(CPU),
+    )
+    next(slabs)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_memory_grows_with_the_cross_section_and_not_with_the_length() -> None:
+    small = prediction_memory_bytes((100, 50, 50), plan())
+    assert prediction_memory_bytes((1000, 50, 50), plan()) == small
+    assert prediction_memory_bytes((100, 100, 50), plan()) > small
+    # 3 classes and the weights over 8 planes of 50 x 50 float32, three times; the rest are activations.
+    assert small - 4 * 8 * 50 * 50 * 4 * 3 == 4 * 4 * (2 + 3 + 4 + 8) * 8 * 6 * 4
+
+
+def test_large_arrays_are_backed_by_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "IN_MEMORY_BYTES", 100)
+    array = scratch_array((5, 6), np.float32)
+    assert isinstance(array, np.memmap)
+    assert array.shape == (5, 6)
+    assert not array.any()
+    array[:] = 1
+    assert not isinstance(scratch_array((5, 5), np.float32), np.memmap)

@@ -1,0 +1,292 @@
+import json
+
+import pytest
+from studies import Bench, SeededSampler, make_spec, train
+
+from automonai.domain.bracket import hyperband_bracket
+from automonai.domain.configuration import Configuration
+from automonai.domain.events import Event, SessionStarted
+from automonai.domain.request import TrainRequest
+from automonai.domain.run import FailureReason, Origin, Purpose, Result, RunState
+from automonai.domain.study import Study
+from automonai.execution.executor import Report
+from automonai.search.sampler import History, Proposal
+from automonai.spec import SamplerName, StudySpec
+from automonai.storage import keys
+from automonai.storage.journal import Journal
+from automonai.storage.memory import MemoryStore
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing after it happens."""
+
+
+class DyingJournal(Journal):
+    """Dies before or after writing its n-th event."""
+
+    def __init__(self, store: MemoryStore, *, at: int, before: bool) -> None:
+        super().__init__(store)
+        self.left, self.before = at, before
+
+    def append(self, *events: Event) -> None:
+        self.left -= 1
+        if self.left == 0 and self.before:
+            raise Killed
+        super().append(*events)
+        if self.left == 0:
+            raise Killed
+
+
+def story(study: Study) -> dict[str, object]:
+    """What must not depend on kills: proposals, losses, what was refitted and chosen."""
+    return {
+        "trials": [trial.model_dump() for trial in study.trials.values()],
+        "losses": {run_id: study.runs[run_id].result.loss for run_id in study.finished},
+        "refit": study.refit.runs if study.refit else None,
+        "ensemble": study.ensemble,
+        "ended": study.ended.why if study.ended else None,
+    }
+
+
+def count_events(store: MemoryStore) -> int:
+    return len(Journal(store).read())
+
+
+def test_a_study_searches_refits_the_best_on_every_fold_and_ends_with_an_ensemble() -> None:
+    study = Bench(make_spec(iterations=3)).run()
+    assert study.ended is not None and study.ended.succeeded
+    assert [record.run.purpose for record in study.runs.values()].count(Purpose.REFIT) == 4
+    best = min(study.ranking, key=lambda pair: pair[1].loss)
+    assert {run.trial for run in study.refit.runs} == {best[0].number}
+    assert len(study.ensemble.members) == 4
+
+
+@pytest.mark.parametrize("sampler", list(SamplerName))
+def test_the_journal_alone_tells_the_whole_study(sampler: SamplerName) -> None:
+    spec = make_spec(iterations=3)
+    bench = Bench(spec.model_copy(update={"search": spec.search.model_copy(update={"sampler": sampler})}))
+    study = bench.run()
+    replayed = Study.replay(Journal(bench.store).read())
+    assert story(replayed) == story(study)
+
+
+def test_a_kill_at_every_event_boundary_changes_neither_proposals_nor_losses() -> None:
+    undisturbed = Bench(make_spec(iterations=2))
+    expected = story(undisturbed.run())
+    for event in range(2, count_events(undisturbed.store) + 1):
+        for before in (True, False):
+            bench = Bench(make_spec(iterations=2))
+            with pytest.raises(Killed):
+                bench.run(journal=DyingJournal(bench.store, at=event, before=before))
+            assert story(bench.run()) == expected, f"killed {'before' if before else 'after'} event {event}"
+
+
+def test_a_kill_after_every_event_in_turn_still_ends_with_the_same_study() -> None:
+    expected = story(Bench(make_spec(iterations=1)).run())
+    bench, study = Bench(make_spec(iterations=1)), None
+    for _ in range(500):
+        try:
+            study = bench.run(journal=DyingJournal(bench.store, at=2, before=False))
+            break
+        except Killed:
+            continue
+    assert study is not None and story(study) == expected
+
+
+def test_no_finished_run_is_trained_again_after_a_kill() -> None:
+    bench = Bench(make_spec(iterations=2))
+    first = bench.executor()
+    with pytest.raises(Killed):
+        bench.run(executor=first, journal=DyingJournal(bench.store, at=25, before=True))
+    second = bench.executor()
+    bench.run(executor=second)
+    assert not {run for run in first.trained if bench.store.exists(keys.answer(run))} - set(first.trained)
+    assert not (set(first.trained[:-1]) & set(second.trained))
+
+
+def test_one_slot_asks_in_the_order_of_sequential_bohb() -> None:
+    sampler = SeededSampler()
+    Bench(make_spec(iterations=1), sampler=sampler).run()
+    assert [asked[0] for asked in sampler.asked] == list(range(9))
+    assert [asked[2] for asked in sampler.asked] == list(range(9))
+
+
+def test_several_slots_are_never_idle_while_the_search_has_work() -> None:
+    bench = Bench(make_spec(parallel=3, iterations=6))
+    executor = bench.executor()
+    all_trials = sum(hyperband_bracket(index, (1, 3, 9), 3).sizes[0] for index in range(6))
+    idle_while_there_was_work = []
+    plain = executor.poll
+
+    def poll(timeout_seconds: float) -> list[Report]:
+        proposed = len({run_id[:10] for run_id in executor.trained})
+        if timeout_seconds > 0 and proposed < all_trials and executor.free_slots():
+            idle_while_there_was_work.append(proposed)
+        return plain(timeout_seconds)
+
+    executor.poll = poll  # type: ignore[method-assign]
+    bench.run(executor=executor)
+    assert not idle_while_there_was_work
+
+
+def test_a_promoted_trial_continues_from_its_own_checkpoint() -> None:
+    study = Bench(make_spec(iterations=1)).run()
+    promoted = [r for r in study.runs.values() if r.run.purpose is Purpose.SEARCH and r.run.budget_epochs > 1]
+    assert promoted
+    for record in promoted:
+        lower = {3: 1, 9: 3}[record.run.budget_epochs]
+        assert record.resume_from == f"runs/trial-{record.run.trial:04d}-epochs-{lower:04d}-fold-0/checkpoint/manifest.json"
+
+
+def test_restart_promotion_never_resumes() -> None:
+    spec = make_spec(iterations=1)
+    search = spec.search.model_copy(update={"promotion": "restart"})
+    study = Bench(spec.model_copy(update={"search": search})).run()
+    assert all(record.resume_from is None for record in study.runs.values())
+
+
+def test_a_lost_run_is_queued_again_and_is_not_a_bad_configuration() -> None:
+    bench, lost = Bench(make_spec(iterations=1)), []
+
+    def lose(request: object) -> str | None:
+        if isinstance(request, TrainRequest) and request.run.trial == 3 and len(lost) < 2:
+            lost.append(request.run_id)
+            return "the machine went away"
+        return None
+
+    study = bench.run(executor=bench.executor(lose=lose))
+    record = study.runs[lost[0]]
+    assert record.state is RunState.COMPLETE and record.losses == 2
+    assert len([note for note in study.notes if "lost" in note[1]]) == 2
+    expected = story(Bench(make_spec(iterations=1)).run())
+    assert {t["number"] for t in story(study)["trials"]} == {t["number"] for t in expected["trials"]}
+
+
+def test_a_run_lost_too_often_fails_without_a_loss_and_the_study_goes_on() -> None:
+    bench = Bench(make_spec(iterations=1))
+
+    def lose(request: object) -> str | None:
+        return "evicted" if isinstance(request, TrainRequest) and request.run.trial == 2 else None
+
+    study = bench.run(executor=bench.executor(lose=lose))
+    record = study.runs["trial-0002-epochs-0001-fold-0"]
+    assert record.result.reason is FailureReason.LOST and "evicted" in record.result.message
+    assert study.ended.succeeded
+
+
+def test_a_lost_run_is_not_shown_to_the_sampler_as_a_result() -> None:
+    seen: list[History] = []
+
+    class Recorder(SeededSampler):
+        def propose(self, history: History, *, index: int, budget_epochs: int) -> Proposal:
+            seen.append(history)
+            return super().propose(history, index=index, budget_epochs=budget_epochs)
+
+    bench = Bench(make_spec(iterations=2), sampler=Recorder())
+    bench.run(executor=bench.executor(lose=lambda r: "gone" if getattr(r, "run", None) and r.run.trial == 1 else None))
+    assert all(observation.trial != 1 for history in seen for observation in history.observations)
+
+
+def test_failed_runs_are_never_promoted_and_count_as_infinite_losses() -> None:
+    def fail_some(request: TrainRequest) -> Result:
+        if request.run.trial % 2:
+            return Result(run_id=request.run_id, state=RunState.FAILED, reason=FailureReason.NON_FINITE_LOSS)
+        return train(request)
+
+    bench = Bench(make_spec(iterations=2))
+    study = bench.run(executor=bench.executor(train=fail_some))
+    assert all(r.run.trial % 2 == 0 for r in study.runs.values() if r.run.budget_epochs > 1 and r.run.trial < 9)
+    assert study.ended.succeeded
+
+
+def test_a_study_in_which_nothing_can_be_trained_ends_and_says_so() -> None:
+    def fail(request: TrainRequest) -> Result:
+        return Result(run_id=request.run_id, state=RunState.FAILED, reason=FailureReason.OUT_OF_MEMORY)
+
+    bench = Bench(make_spec(iterations=1))
+    study = bench.run(executor=bench.executor(train=fail))
+    assert not study.ended.succeeded and "no configuration" in study.ended.why
+
+
+def test_when_every_refit_fails_the_searchs_own_network_is_used() -> None:
+    def fail_refits(request: TrainRequest) -> Result:
+        if request.run.purpose is Purpose.REFIT:
+            return Result(run_id=request.run_id, state=RunState.FAILED, reason=FailureReason.NON_FINITE_LOSS)
+        return train(request)
+
+    bench = Bench(make_spec(iterations=1))
+    study = bench.run(executor=bench.executor(train=fail_refits))
+    assert [member.run_id for member in study.ensemble.members] == [study.incumbent[1].run_id]
+
+
+def test_a_configuration_that_cannot_fit_is_refused_without_a_run() -> None:
+    class Huge(SeededSampler):
+        def propose(self, history: History, *, index: int, budget_epochs: int) -> Proposal:
+            if index == 1:
+                return Proposal(
+                    configuration=Configuration(channels=512, channel_multiplier=3, depth=6), origin=Origin.RANDOM
+                )
+            return super().propose(history, index=index, budget_epochs=budget_epochs)
+
+    bench = Bench(make_spec(iterations=1), sampler=Huge(), memory_bytes=8 * 2**30)
+    executor = bench.executor()
+    study = bench.run(executor=executor)
+    record = study.runs["trial-0001-epochs-0001-fold-0"]
+    assert record.result.reason is FailureReason.DOES_NOT_FIT
+    assert "GiB" in record.result.message and record.run.id not in executor.trained
+
+
+def test_the_epoch_budget_is_never_exceeded() -> None:
+    for limit in (5, 20, 33):
+        study = Bench(make_spec(epochs=limit)).run()
+        assert 0 < study.epochs_spent <= limit + 9
+        assert "epochs is spent" in study.search_ended.why
+
+
+def test_a_time_budget_keeps_its_share_for_the_refit() -> None:
+    bench = Bench(make_spec(time=400, refit_share=0.5))
+    study = bench.run()
+    ended = study.search_ended.at - study.started_at
+    assert ended <= 200 + 9
+    assert all(run.budget_epochs > 9 for run in study.refit.runs)
+
+
+def test_checkpoints_that_nothing_needs_are_deleted_as_the_study_goes() -> None:
+    bench = Bench(make_spec(iterations=3))
+
+    def train_with_checkpoint(request: TrainRequest) -> Result:
+        manifest = keys.checkpoint_manifest(request.run_id)
+        bench.store.put(manifest, json.dumps({"key": "weights.pt"}).encode())
+        bench.store.put(manifest.replace("manifest.json", "weights.pt"), b"0")
+        if request.resume_from:
+            assert bench.store.exists(request.resume_from)
+        return train(request)
+
+    study = bench.run(executor=bench.executor(train=train_with_checkpoint))
+    kept = {key.split("/")[1] for key in bench.store.list(keys.RUNS) if "/checkpoint/" in key}
+    assert kept == {member.run_id for member in study.ensemble.members}
+
+
+def test_time_between_two_controllers_is_not_spent() -> None:
+    bench = Bench(make_spec(iterations=1))
+    with pytest.raises(Killed):
+        bench.run(journal=DyingJournal(bench.store, at=20, before=True))
+    spent = Study.replay(Journal(bench.store).read()).elapsed_seconds(0)
+    bench.clock.now += 10_000
+    study = bench.run()
+    assert study.elapsed_seconds(0) < spent + 300
+    sessions = [event for event in Journal(bench.store).read() if isinstance(event, SessionStarted)]
+    assert len(sessions) == 2
+
+
+def test_a_study_that_is_over_stays_as_it_is() -> None:
+    bench = Bench(make_spec(iterations=1))
+    bench.run()
+    before = count_events(bench.store)
+    bench.run()
+    assert count_events(bench.store) == before
+
+
+def test_a_spec_survives_its_own_json() -> None:
+    spec = make_spec(iterations=1)
+    assert StudySpec.model_validate_json(spec.model_dump_json()) == spec
