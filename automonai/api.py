@@ -109,7 +109,7 @@ def search(spec: StudySpec | str | Path, *, overrides: Sequence[str] = (), watch
         watch: Told of every event and of the time; see `automonai.controller.Watch`.
 
     Raises:
-        UserError: If spec or dataset are faulty, another controller has the study, or the spec contradicts a started one.
+        UserError: If spec or dataset are faulty, another controller has the study, or a started study's spec differs.
     """
     spec = spec if isinstance(spec, StudySpec) else load_spec(spec, tuple(overrides))
     make_sampler(spec.search)  # a faulty space is told before anything is read or written
@@ -196,8 +196,8 @@ def train(
 ) -> Result:
     """Train one configuration without a search; `predict` takes the output folder as it takes a study's.
 
-    The learning rate decays to zero over the epochs. One fold is held out and scored. Called again after an interruption,
-    it goes on from the last checkpoint.
+    The learning rate decays to zero over the epochs. One fold is held out and scored. Called again after an
+    interruption, it goes on from the last checkpoint.
 
     Args:
         dataset: Folder in MSD or nnU-Net layout.
@@ -254,7 +254,7 @@ def predict(
     store = LocalStore(Path(study))
     if not store.exists(keys.ENSEMBLE) or not store.exists(keys.DATA):
         raise StudyNotFoundError(
-            f"{study}: there is no ensemble; run 'automonai search' to its end, or 'automonai status' to see where it is"
+            f"{study}: there is no ensemble; run 'automonai search' to its end, or see 'automonai status'"
         )
     data = StudyData.model_validate_json(store.get(keys.DATA))
     cases = find_images(

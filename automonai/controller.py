@@ -10,6 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from automonai.domain.decisions import (
+    ChooseEnsemble,
+    ChooseRefit,
+    EndSearch,
+    EndStudy,
+    Propose,
+    Queue,
+    Wait,
+    needed_checkpoints,
+    next_action,
+)
 from automonai.domain.events import (
     EnsembleFinished,
     EnsembleQueued,
@@ -27,17 +38,7 @@ from automonai.domain.refit import choose_refit, refit_deadline_seconds
 from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, StudyData, TrainRequest
 from automonai.domain.run import FailureReason, Purpose, Result, Run, RunState, Trial
 from automonai.domain.seeds import derive_seed
-from automonai.domain.study import (
-    ENSEMBLE_RUN_ID,
-    ChooseEnsemble,
-    ChooseRefit,
-    EndSearch,
-    EndStudy,
-    Propose,
-    Queue,
-    Study,
-    Wait,
-)
+from automonai.domain.study import ENSEMBLE_RUN_ID, Study
 from automonai.execution.executor import Executor, Report
 from automonai.search.sampler import History, Observation, Sampler
 from automonai.storage import keys
@@ -104,7 +105,6 @@ def run_study(controller: Controller) -> Study:
         _take_reports(controller, controller.executor.poll(0.0))
         if controller.executor.free_slots() == 0 or not _act(controller):
             _take_reports(controller, controller.executor.poll(POLL_SECONDS))
-        _delete_unneeded_checkpoints(controller)
         controller.watch.on_tick(study, controller.clock())
     return study
 
@@ -112,7 +112,7 @@ def run_study(controller: Controller) -> Study:
 def _act(controller: Controller) -> bool:
     """Do the next thing; False if there is nothing to do but wait."""
     now = controller.clock()
-    match controller.study.next_action(now):
+    match next_action(controller.study, now):
         case Propose() as action:
             _propose(controller, action)
         case Queue(run, resume_from):
@@ -160,9 +160,7 @@ def _refusal(controller: Controller, trial: Trial, run: Run) -> Result | None:
     limit, data = controller.memory_bytes, controller.data
     if limit is None:
         return None
-    plan = make_plan(
-        trial.configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training
-    )
+    plan = make_plan(trial.configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
     if plan.memory_bytes <= limit:
         return None
     message = (
@@ -193,6 +191,8 @@ def _take_reports(controller: Controller, reports: list[Report]) -> None:
             result_ = Result.model_validate_json(controller.store.get(keys.result(report.run_id)))
             run = controller.study.runs[report.run_id].run
             _record(controller, RunFinished(at=now, run=run, result=result_))
+    if reports:
+        _delete_unneeded_checkpoints(controller)
 
 
 def _give_up_if_lost_too_often(controller: Controller, report: Report) -> None:
@@ -217,7 +217,7 @@ def _history(study: Study) -> History:
                     trial=record.run.trial,
                     configuration=study.trials[record.run.trial].configuration,
                     budget_epochs=record.run.budget_epochs,
-                    loss=study.loss_of(record.run),
+                    loss=study.loss_of(run_id),
                 )
             )
     seen = {observation.trial for observation in observations}
@@ -268,7 +268,7 @@ def _delete_unneeded_checkpoints(controller: Controller) -> None:
     """Delete what no later step can use; a checkpoint whose deletion is cut short has no manifest any more."""
     study = controller.study
     finished = [run_id for run_id in study.finished if run_id not in controller.study.cleaned]
-    needed = study.needed_checkpoints() if finished else set()
+    needed = needed_checkpoints(study) if finished else set()
     for run_id in finished:
         if run_id in needed:
             continue

@@ -1,4 +1,4 @@
-"""The spec that `automonai init` proposes: fitted to the dataset, the machine and the budget, every choice with its reason."""
+"""The spec that `automonai init` proposes: fitted to dataset, machine and budget, every choice with its reason."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 REFIT_SHARE = BudgetSpec.model_fields["refit_share"].default
 SMALL_VOXELS = 2**18
-"""Up to this median size the first level stays at full resolution: it wins by 0.009 Dice on 35x50x35 voxels and loses by
-0.09 on 240x240x155, where the time goes into fewer, larger steps (measured on two cores)."""
+"""Up to this median size the first level stays at full resolution: it wins by 0.009 Dice on 35x50x35 voxels and loses
+by 0.09 on 240x240x155, where the time goes into fewer, larger steps (measured on two cores)."""
 CPU_PATCH_VOXELS = 64**3
 COST_CAP = 4.0
 """A configuration may cost this many times what the standard one costs per epoch."""
@@ -46,9 +46,7 @@ SMALLEST_FEATURE_VOXELS = 4
 """nnU-Net's limit: no level's features are smaller than this (Isensee et al. 2021, supplementary note 4)."""
 
 
-def initial_spec(
-    checked: CheckedDataset, *, path: Path, machine: Machine, budget: str | None, name: str | None
-) -> str:
+def initial_spec(checked: CheckedDataset, *, path: Path, machine: Machine, budget: str | None, name: str | None) -> str:
     """Return the YAML of a spec, with comments.
 
     Raises:
@@ -70,7 +68,7 @@ def initial_spec(
         name=name or _slug(checked.dataset.name),
         dataset=str(path),
         split=split,
-        search={"space": _space(facts, standard), "standard": _differences(standard)},  # type: ignore[arg-type]
+        search={"space": _space(facts, standard), "standard": _differences(standard)},
         budget=_budget(limit, ladder, epoch_seconds),
         training=training,
         execution=execution,
@@ -142,8 +140,9 @@ def _differences(standard: Configuration) -> dict[str, Scalar]:
 
 
 def _execution(machine: Machine) -> ExecutionSpec:
-    """Return one run per GPU; without one, several runs share the cores: two of one thread train a fifth more patches
-    a second than one of two threads (measured).
+    """Return one run per GPU; without one, several runs share the cores.
+
+    Two runs of one thread train a fifth more patches a second than one of two threads (measured on two cores).
     """
     if machine.gpus:
         return ExecutionSpec(max_parallel_runs=len(machine.gpus))

@@ -46,7 +46,7 @@ def rung_budgets(min_epochs: int, max_epochs: int, eta: int) -> tuple[int, ...]:
 
 
 def hyperband_bracket(index: int, budgets_epochs: tuple[int, ...], eta: int) -> Bracket:
-    """Return HyperBand's bracket number `index` (0 is the one that starts on the lowest rung; then they rotate).
+    """Return HyperBand's bracket number `index`: 0 starts on the lowest rung, 1 on the next, then they rotate.
 
     With R rungs and s halvings the first rung takes floor(R / (s + 1)) eta^s trials, as HpBandSter's BOHB does:
     (5, 200, 3) costs 3,800 epochs in five restarted brackets before its budgets are rounded.
@@ -60,9 +60,7 @@ def hyperband_bracket(index: int, budgets_epochs: tuple[int, ...], eta: int) -> 
 
 def halving_bracket(index: int, budgets_epochs: tuple[int, ...], eta: int) -> Bracket:
     """Return plain successive halving's bracket: always from the lowest rung."""
-    return hyperband_bracket(index * len(budgets_epochs), budgets_epochs, eta).model_copy(
-        update={"index": index}
-    )
+    return hyperband_bracket(index * len(budgets_epochs), budgets_epochs, eta).model_copy(update={"index": index})
 
 
 def flat_bracket(index: int, max_epochs: int, size: int) -> Bracket:

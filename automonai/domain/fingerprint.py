@@ -64,9 +64,7 @@ class Fingerprint(Record):
     def has_uniform_spacing(self) -> bool:
         """Whether every case has the same voxel size to 0.1 %, so that resampling changes nothing."""
         first = self.cases[0].spacing_mm
-        return all(
-            abs(a - b) <= 1e-3 * b for case in self.cases for a, b in zip(case.spacing_mm, first, strict=True)
-        )
+        return all(abs(a - b) <= 1e-3 * b for case in self.cases for a, b in zip(case.spacing_mm, first, strict=True))
 
     def median_shape_voxels(self, spacing_mm: Triple | None = None, *, cropped: bool = True) -> IntTriple:
         """Return the median extent of each axis in voxels.
@@ -79,9 +77,7 @@ class Fingerprint(Record):
         for case in self.cases:
             shape = case.box_shape if cropped else case.shape_voxels
             target = spacing_mm or case.spacing_mm
-            scaled = [
-                max(1, round(n * s / t)) for n, s, t in zip(shape, case.spacing_mm, target, strict=True)
-            ]
+            scaled = [max(1, round(n * s / t)) for n, s, t in zip(shape, case.spacing_mm, target, strict=True)]
             shapes.append((scaled[0], scaled[1], scaled[2]))
         x, y, z = _per_axis(median, shapes)
         return (round(x), round(y), round(z))

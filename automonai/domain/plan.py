@@ -5,6 +5,8 @@ Axes are the patient's: x to the right, y to the front, z to the top (RAS), in t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 
 from automonai.domain.configuration import Configuration, Convolution, Flips, Resampling
@@ -78,12 +80,80 @@ def make_plan(
 
 def parameter_count(network: NetworkPlan) -> int:
     """Return the number of weights of MONAI's UNet with these numbers (its convolutions, biases and units included)."""
-    raise NotImplementedError
+    return sum(_weights(layer, network.spatial_dims) for layer in _layers(network))
 
 
-def training_memory_bytes(network: NetworkPlan, *, patch_voxels: IntTriple, batch_size: int) -> int:
-    """Return the memory of one training step: weights, gradients, Adam's moments, average, and saved activations."""
-    raise NotImplementedError
+def training_memory_bytes(
+    network: NetworkPlan, *, patch_voxels: IntTriple, batch_size: int, bytes_per_activation: int = 2
+) -> int:
+    """Return the memory of one training step: weights, gradients, Adam's moments, average, and saved activations.
+
+    A weight takes 20 bytes (itself, its gradient, two moments, its average) and its half-precision copy. Of each
+    convolution the result is kept, and once more after normalisation and activation; each residual sum and each
+    concatenation is a further copy. The loss holds some twelve float32 values per class and voxel. What the process
+    itself takes (Python, torch, MONAI) is not in it.
+
+    Args:
+        network: The network in numbers.
+        patch_voxels: Of one patch.
+        batch_size: Patches per step.
+        bytes_per_activation: 2 for bfloat16 and float16, 4 for float32.
+    """
+    voxels = batch_size * prod(patch_voxels)
+    halved = network.spatial_dims
+    kept = sum(layer.tensors * layer.out_channels * (voxels >> (halved * layer.halvings)) for layer in _layers(network))
+    loss = _LOSS_BYTES * network.out_channels * voxels
+    return parameter_count(network) * _BYTES_PER_WEIGHT + kept * bytes_per_activation + loss
+
+
+_BYTES_PER_WEIGHT = 22
+_LOSS_BYTES = 48
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One convolution of the UNet: `tensors` results of it are kept, at 1 / 2^halvings of the full resolution."""
+
+    in_channels: int
+    out_channels: int
+    kernel: int
+    is_normalised: bool
+    halvings: int
+    tensors: int
+
+
+def _weights(layer: _Layer, spatial_dims: int) -> int:
+    convolution = layer.kernel**spatial_dims * layer.in_channels * layer.out_channels + layer.out_channels
+    return convolution + (2 * layer.out_channels if layer.is_normalised else 0)
+
+
+def _layers(network: NetworkPlan) -> Iterator[_Layer]:
+    """Yield every convolution as MONAI's UNet makes them: down, the bottom, and up again."""
+    inside = network.in_channels
+    halvings = 0
+    for channels, stride in zip(network.channels, (*network.strides, 1), strict=True):
+        halvings += stride == 2
+        yield from _down(inside, channels, stride, halvings, network.residual_units)
+        inside = channels
+    below = network.channels[-1]
+    for level in reversed(range(len(network.strides))):
+        halvings -= network.strides[level] == 2
+        out = network.out_channels if level == 0 else network.channels[level - 1]
+        is_top = level == 0
+        has_unit = network.residual_units > 0
+        joined = network.channels[level] + below
+        yield _Layer(joined, out, 3, not is_top or has_unit, halvings, 2)
+        if has_unit:
+            yield _Layer(out, out, 3, not is_top, halvings, 3)
+        below = out
+
+
+def _down(inside: int, out: int, stride: int, halvings: int, units: int) -> Iterator[_Layer]:
+    yield _Layer(inside, out, 3, True, halvings, 2)
+    for _ in range(units - 1):
+        yield _Layer(out, out, 3, True, halvings, 2)
+    if units and (stride != 1 or inside != out):
+        yield _Layer(inside, out, 3 if stride != 1 else 1, False, halvings, 2)
 
 
 def _target_spacing(configuration: Configuration, fingerprint: Fingerprint) -> Triple | None:
@@ -143,9 +213,7 @@ def _patch(
         shrinkable = [axis for axis in range(3) if patch[axis] > steps[axis]]
         if not shrinkable:
             break
-        longest = max(
-            shrinkable, key=lambda axis: patch[axis] / steps[axis] if steps[axis] == 1 else patch[axis]
-        )
+        longest = max(shrinkable, key=lambda axis: patch[axis] / steps[axis] if steps[axis] == 1 else patch[axis])
         patch[longest] -= steps[longest]
     return (patch[0], patch[1], patch[2])
 

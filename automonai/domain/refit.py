@@ -30,8 +30,8 @@ class Room:
 def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     """Return what to refit, best configuration first.
 
-    Without a time budget every chosen configuration is trained on all folds. Under one, as many members as can each get
-    `refit.min_epochs_factor * budget.max_epochs` epochs, filling all slots, are trained for equal shares of what is left.
+    Without a time budget every chosen configuration is trained on all folds. Under one, as many members as can each
+    get `refit.min_epochs_factor * budget.max_epochs` epochs are trained, for equal shares of what is left.
     """
     chosen = _configurations(study)
     if not chosen:

@@ -87,7 +87,7 @@ class CaseScores(Record):
     hd95_mm: dict[int, float | None]
     surface_dice: dict[int, float | None]
     overlay: str | None = None
-    """Store key of a PNG with image, label and prediction of the case's most telling slice; only for the worst cases."""
+    """Store key of a PNG with image, label and prediction of the slice with most errors; only for the worst cases."""
 
 
 class EnsembleMember(Record):

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import yaml
 
@@ -49,15 +50,11 @@ def read_split(path: str | Path, case_ids: Iterable[str]) -> Split:
     """Read a user's split: JSON or YAML with `test: [ids]` (may be left out) and `folds: [[ids], ...]`.
 
     Raises:
-        SpecError: If the file cannot be read or has another form; if an id is unknown, comes twice or is missing; if there are
-            fewer than two folds or one is empty. All such ids are named.
+        SpecError: If the file cannot be read or has another form; if an id is unknown, comes twice or is missing; if
+            there are fewer than two folds or one is empty. All such ids are named.
     """
     document = _read_document(Path(path))
-    test, folds = document.get("test", []), document.get("folds")
-    strange = sorted(set(document) - {"test", "folds", "seed", "version"})
-    if strange or not _is_id_list(test) or not isinstance(folds, list) or not all(map(_is_id_list, folds)):
-        found = f" (unknown: {', '.join(strange)})" if strange else ""
-        raise SpecError(f"{path}: expected `test: [ids]` and `folds: [[ids], [ids], ...]`, ids as texts{found}")
+    test, folds = _groups(Path(path), document)
     if len(folds) < 2 or not all(folds):
         sizes = [len(fold) for fold in folds]
         raise SpecError(f"{path}: expected at least two folds, none of them empty; found sizes {sizes}")
@@ -67,9 +64,21 @@ def read_split(path: str | Path, case_ids: Iterable[str]) -> Split:
     return Split(seed=0, test=tuple(test), folds=tuple(tuple(fold) for fold in folds))
 
 
+def _groups(path: Path, document: dict[str, object]) -> tuple[list[str], list[list[str]]]:
+    test, folds = document.get("test", []), document.get("folds")
+    strange = sorted(set(document) - {"test", "folds", "seed", "version"})
+    groups = [fold for fold in folds if _is_id_list(fold)] if isinstance(folds, list) else None
+    if strange or not _is_id_list(test) or groups is None or groups != folds:
+        found = f"; unknown: {', '.join(strange)}" if strange else ""
+        raise SpecError(
+            f"{path}: expected `test: [ids]` and `folds: [[ids], [ids], ...]`, every id a text in quotes{found}"
+        )
+    return test, groups
+
+
 def _cases_needed(test: float, folds: int) -> int:
     """Return the smallest number of cases for which the folds get one each."""
-    count = folds
+    count = max(folds, int(folds / (1 - test)) - 2)
     while count - (max(1, int(count * test + 0.5)) if test > 0 else 0) < folds:
         count += 1
     return count
@@ -88,7 +97,7 @@ def _read_document(path: Path) -> dict[str, object]:
     return document
 
 
-def _is_id_list(value: object) -> bool:
+def _is_id_list(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 

@@ -1,4 +1,4 @@
-"""Study: the search as a state machine. Events go in, the next action comes out; nothing else happens here."""
+"""Study: all that the journal says. Events go in, facts come out; `decisions` says what follows from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from automonai.domain.bracket import (
     flat_bracket,
     halving_bracket,
     hyperband_bracket,
-    promoted,
     rung_budgets,
 )
 from automonai.domain.events import (
@@ -59,58 +58,6 @@ class RunRecord:
     result: Result | None = None
 
 
-@dataclass(frozen=True)
-class Propose:
-    """Ask the sampler for trial number `trial`."""
-
-    trial: int
-    bracket: int
-    budget_epochs: int
-
-
-@dataclass(frozen=True)
-class Queue:
-    """Queue this run."""
-
-    run: Run
-    resume_from: str | None
-
-
-@dataclass(frozen=True)
-class EndSearch:
-    """Stop searching."""
-
-    why: str
-
-
-@dataclass(frozen=True)
-class ChooseRefit:
-    """Choose what is trained to the end."""
-
-
-@dataclass(frozen=True)
-class ChooseEnsemble:
-    """Choose the ensemble from these finished runs, the best configuration's first."""
-
-    candidates: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class EndStudy:
-    """End the study."""
-
-    succeeded: bool
-    why: str
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing can start before something ends."""
-
-
-Action = Propose | Queue | EndSearch | ChooseRefit | ChooseEnsemble | EndStudy | Wait
-
-
 @dataclass
 class Study:
     """Everything that the journal says, and what follows from it."""
@@ -131,12 +78,15 @@ class Study:
     ensemble: EnsembleResult | None = None
     ended: StudyEnded | None = None
     exhausted: bool = False
+    """The sampler has nothing more to propose (a grid's end)."""
     software: dict[str, str] = field(default_factory=dict)
     """Package to version, as of the study's start."""
-    """The sampler has nothing more to propose (a grid's end)."""
     cleaned: set[str] = field(default_factory=set)
     """Runs whose checkpoints were deleted by this process; deleting again would do no harm."""
+    closed_brackets: set[int] = field(default_factory=set)
+    """Brackets that `decisions` found to have ended; only spares looking at them again."""
     _sessions: list[tuple[float, float]] = field(default_factory=list)
+    _trials_of: dict[int, list[int]] = field(default_factory=dict)
 
     @classmethod
     def replay(cls, events: Iterable[Event]) -> Study:
@@ -154,8 +104,6 @@ class Study:
             study.apply(event)
         return study
 
-    # ---------------------------------------------------------------- events in
-
     def apply(self, event: Event) -> None:
         """Take one event into account."""
         if isinstance(event, SessionStarted):
@@ -167,6 +115,7 @@ class Study:
                 self.spec = event.spec
             case TrialProposed():
                 self.trials[event.trial.number] = event.trial
+                self._trials_of.setdefault(event.trial.bracket, []).append(event.trial.number)
                 if event.note:
                     self.notes.append((event.at, f"trial {event.trial.number}: {event.note}"))
             case RunQueued():
@@ -175,6 +124,11 @@ class Study:
                 self._apply_finished(event)
             case RunLost():
                 self._apply_lost(event)
+            case _:
+                self._apply_step(event)
+
+    def _apply_step(self, event: Event) -> None:
+        match event:
             case SearchEnded():
                 self.search_ended = event
             case RefitChosen():
@@ -224,8 +178,6 @@ class Study:
             losses=known.losses + 1,
         )
 
-    # ---------------------------------------------------------------- facts
-
     @property
     def phase(self) -> Phase:
         """Return where the study stands."""
@@ -233,7 +185,7 @@ class Study:
             return Phase.OVER
         if self.refit is None:
             return Phase.SEARCH if self.search_ended is None else Phase.REFIT
-        refits_open = any(not self._is_final(run.id) for run in self.refit.runs)
+        refits_open = any(not self.is_final(run.id) for run in self.refit.runs)
         return Phase.REFIT if refits_open else Phase.ENSEMBLE
 
     @property
@@ -257,13 +209,13 @@ class Study:
     @property
     def epochs_spent(self) -> int:
         """Return the epochs that the search's finished runs trained."""
-        return sum(record.result.epochs for record in self._search_records() if record.result)
+        return sum(record.result.epochs for record in self.search_records() if record.result)
 
     @property
     def ranking(self) -> tuple[tuple[Trial, Result], ...]:
         """Return the trials with the result of their last completed rung, lowest loss first."""
         last: dict[int, Result] = {}
-        for record in self._search_records():
+        for record in self.search_records():
             if record.state is RunState.COMPLETE and record.result and record.result.loss is not None:
                 known = last.get(record.run.trial)
                 if known is None or known.curve_epochs <= record.result.curve_epochs:
@@ -306,119 +258,30 @@ class Study:
         ordered = sorted(costs.values())
         return ordered[len(ordered) // 2] if ordered else None
 
-    def _search_records(self) -> Iterator[RunRecord]:
+    def search_records(self) -> Iterator[RunRecord]:
+        """Yield the records of the search's runs."""
         return (record for record in self.runs.values() if record.run.purpose is Purpose.SEARCH)
 
-    def _is_final(self, run_id: str) -> bool:
+    def is_final(self, run_id: str) -> bool:
+        """Whether a run has ended for good."""
         return run_id in self.runs and self.runs[run_id].state.is_final
 
-    # ---------------------------------------------------------------- actions out
+    def loss_of(self, run_id: str) -> float:
+        """Return what successive halving compares: a final run's loss, infinite if it FAILED."""
+        result = self.runs[run_id].result
+        return result.loss if result is not None and result.loss is not None else float("inf")
 
-    def next_action(self, now: float) -> Action:
-        """Return what to do next, given that a slot is free; the same events and time give the same answer."""
-        for record in self.runs.values():
-            if record.state is RunState.LOST:
-                return Queue(record.run, record.resume_from)
-        match self.phase:
-            case Phase.SEARCH:
-                return self._next_in_search(now)
-            case Phase.REFIT:
-                return self._next_in_refit()
-            case _:
-                return self._next_in_ensemble()
-
-    def _next_in_search(self, now: float) -> Action:
-        refused = ""
-        for action in self._candidates():
-            why = self._why_not(action, now)
-            if not why:
-                return action
-            refused = refused or why
-        if self.open_runs:
-            return Wait()
-        return EndSearch(refused or self._natural_end())
-
-    def _candidates(self) -> Iterator[Propose | Queue]:
-        """Yield what could start, the oldest bracket first; a new bracket last."""
-        for index in range(self._brackets_opened):
-            yield from self._work_in(self.bracket(index))
-        limit = self.spec.budget.iterations
-        if not self.exhausted and (limit is None or self._brackets_opened < limit):
-            bracket = self.bracket(self._brackets_opened)
-            yield Propose(len(self.trials), bracket.index, bracket.budgets_epochs[0])
-
-    def _work_in(self, bracket: Bracket) -> Iterator[Propose | Queue]:
-        trials = [trial.number for trial in self.trials.values() if trial.bracket == bracket.index]
-        if len(trials) < bracket.sizes[0] and not self.exhausted:
-            unqueued = [n for n in trials if self._run(n, bracket.budgets_epochs[0]).id not in self.runs]
-            if not unqueued:
-                yield Propose(len(self.trials), bracket.index, bracket.budgets_epochs[0])
-        survivors: tuple[int, ...] = tuple(trials)
-        for rung, budget in enumerate(bracket.budgets_epochs):
-            runs = [self._run(trial, budget) for trial in survivors]
-            yield from (
-                Queue(run, self._resume_from(run, bracket)) for run in runs if run.id not in self.runs
-            )
-            is_full = rung > 0 or len(trials) >= bracket.sizes[0] or self.exhausted
-            if not is_full or not all(self._is_final(run.id) for run in runs):
-                return
-            if rung + 1 < len(bracket.sizes):
-                losses = {run.trial: self.loss_of(run) for run in runs}
-                survivors = promoted(losses, bracket.sizes[rung + 1])
-
-    def _why_not(self, action: Propose | Queue, now: float) -> str:
-        """Return why the budget does not allow an action; empty if it does."""
-        epochs = self._epochs_of(action)
-        limit = self.spec.budget.epochs
-        if limit is not None and self._epochs_committed + epochs > limit:
-            return f"the budget of {limit} epochs is spent"
-        if self.spec.budget.time is None:
-            return ""
-        left = self.search_seconds - self.elapsed_seconds(now)
-        trial = action.run.trial if isinstance(action, Queue) else None
-        cost = epochs * (self.seconds_per_epoch(trial) or 0.0)
-        if isinstance(action, Propose) and self._opens_bracket(action) and self.trials:
-            cost = self._bracket_seconds(action.bracket) / 2
-        return "the search's share of the time is spent" if cost > left or left <= 0 else ""
-
-    def _natural_end(self) -> str:
-        if self.exhausted:
-            return "every configuration of the space was tried"
-        return f"{self.spec.budget.iterations} iterations are done"
-
-    def _next_in_refit(self) -> Action:
-        if self.refit is None:
-            return ChooseRefit()
-        for run in self.refit.runs:
-            if run.id not in self.runs:
-                return Queue(run, None)
-        return Wait()
-
-    def _next_in_ensemble(self) -> Action:
-        if self.ensemble is not None:
-            return EndStudy(succeeded=True, why="the ensemble is chosen")
-        if self.ensemble_queued is not None:
-            return Wait()
-        candidates = self.ensemble_candidates
-        if not candidates:
-            return EndStudy(succeeded=False, why="no configuration could be trained")
-        if self.ensemble_losses > self.spec.execution.max_retries:
-            return EndStudy(succeeded=False, why="the ensemble step was lost too often")
-        return ChooseEnsemble(candidates)
+    def trials_of(self, bracket: int) -> tuple[int, ...]:
+        """Return the numbers of a bracket's trials in the order in which they were proposed."""
+        return tuple(self._trials_of.get(bracket, ()))
 
     @property
-    def ensemble_candidates(self) -> tuple[str, ...]:
-        """Return the ids of the refitted networks; where none came through, the incumbent's own of the search."""
-        refits = [run.id for run in self.refit.runs] if self.refit else []
-        complete = tuple(run_id for run_id in refits if self.runs[run_id].state is RunState.COMPLETE)
-        if complete or self.incumbent is None:
-            return complete
-        return (self.incumbent[1].run_id,)
-
-    # ---------------------------------------------------------------- brackets and budgets
+    def brackets_opened(self) -> int:
+        """Return how many brackets have a trial."""
+        return len(self._trials_of)
 
     def bracket(self, index: int) -> Bracket:
-        """Return the bracket of that index."""
+        """Return the bracket of that index, opened or not."""
         eta = self.spec.budget.eta
         match self.spec.search.sampler:
             case SamplerName.RANDOM | SamplerName.GRID:
@@ -428,92 +291,11 @@ class Study:
             case _:
                 return hyperband_bracket(index, self.rungs, eta)
 
-    def loss_of(self, run: Run) -> float:
-        """Return what successive halving compares: the run's loss, infinite if it FAILED."""
-        result = self.runs[run.id].result
-        return result.loss if result is not None and result.loss is not None else float("inf")
-
     @property
-    def search_seconds(self) -> float:
-        """Return the seconds of the time budget that the search may use; infinite without one."""
-        time = self.spec.budget.time
-        return float("inf") if time is None else time * (1 - self.spec.budget.refit_share)
-
-    @property
-    def _brackets_opened(self) -> int:
-        return max((trial.bracket for trial in self.trials.values()), default=-1) + 1
-
-    def _opens_bracket(self, action: Propose) -> bool:
-        return action.bracket >= self._brackets_opened
-
-    def _bracket_seconds(self, index: int) -> float:
-        bracket = self.bracket(index)
-        is_continued = self.spec.search.promotion == "continue"
-        epochs = bracket.epochs_continued if is_continued else bracket.epochs_restarted
-        return epochs * (self.seconds_per_epoch() or 0.0) / self.spec.execution.max_parallel_runs
-
-    def _epochs_of(self, action: Propose | Queue) -> int:
-        if isinstance(action, Propose) or action.resume_from is None:
-            return action.budget_epochs if isinstance(action, Propose) else action.run.budget_epochs
-        return action.run.budget_epochs - self._rung_below(action.run)
-
-    @property
-    def _epochs_committed(self) -> int:
-        planned = (
-            record.run.budget_epochs - (self._rung_below(record.run) if record.resume_from else 0)
-            for record in self._search_records()
-            if not record.state.is_final
-        )
-        return self.epochs_spent + sum(planned)
-
-    def _rung_below(self, run: Run) -> int:
-        return max((budget for budget in self.rungs if budget < run.budget_epochs), default=0)
-
-    def _run(self, trial: int, budget_epochs: int) -> Run:
-        return Run(trial=trial, budget_epochs=budget_epochs)
-
-    def _resume_from(self, run: Run, bracket: Bracket) -> str | None:
-        lower = [budget for budget in bracket.budgets_epochs if budget < run.budget_epochs]
-        if not lower or self.spec.search.promotion == "restart":
-            return None
-        record = self.runs[self._run(run.trial, lower[-1]).id]
-        return record.result.checkpoint if record.result else None
-
-    def needed_checkpoints(self) -> set[str]:
-        """Return the ids of the runs whose checkpoints may still be used; all others may go."""
-        if self.ensemble is not None:
-            return {member.run_id for member in self.ensemble.members}
-        needed = {record.run.id for record in self.runs.values() if record.run.purpose is Purpose.REFIT}
-        needed |= {result.run_id for _, result in self.ranking[:3]}
-        needed |= {record.run.id for record in self.open_runs}
-        needed |= {_run_of(record.resume_from) for record in self.open_runs if record.resume_from}
-        if self.search_ended is None:
-            for index in range(self._brackets_opened):
-                needed |= self._promotable(self.bracket(index))
-        return needed
-
-    def _promotable(self, bracket: Bracket) -> set[str]:
-        """Return the finished runs of a bracket that may still be promoted."""
-        survivors = [trial.number for trial in self.trials.values() if trial.bracket == bracket.index]
-        if len(survivors) < bracket.sizes[0]:
-            return {self._run(trial, bracket.budgets_epochs[0]).id for trial in survivors}
-        for rung, budget in enumerate(bracket.budgets_epochs[:-1]):
-            runs = [self._run(trial, budget) for trial in survivors]
-            if not all(self._is_final(run.id) for run in runs):
-                return {run.id for run in runs}
-            survivors = list(
-                promoted({run.trial: self.loss_of(run) for run in runs}, bracket.sizes[rung + 1])
-            )
-            waiting = {
-                self._run(trial, budget).id
-                for trial in survivors
-                if not self._is_final(self._run(trial, bracket.budgets_epochs[rung + 1]).id)
-            }
-            if waiting:
-                return waiting
-        return set()
-
-
-def _run_of(manifest_key: str) -> str:
-    """Return the run id inside a checkpoint manifest's key."""
-    return manifest_key.split("/")[1]
+    def ensemble_candidates(self) -> tuple[str, ...]:
+        """Return the ids of the refitted networks; where none came through, the incumbent's own of the search."""
+        refits = [run.id for run in self.refit.runs] if self.refit else []
+        complete = tuple(run_id for run_id in refits if self.runs[run_id].state is RunState.COMPLETE)
+        if complete or self.incumbent is None:
+            return complete
+        return (self.incumbent[1].run_id,)

@@ -25,7 +25,7 @@ class VirtualClock:
 
 @dataclass
 class FakeExecutor:
-    """Answers each request by `train` or `choose` after `seconds` of virtual time; `lose` may say that it is lost instead.
+    """Answers each request by `train` or `choose` after `seconds` of virtual time, unless `lose` says it is lost.
 
     Results are written to the store as a worker would, so a second executor over the same store adopts finished runs.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -113,7 +114,8 @@ class LocalExecutor:
     def _hand_over(self, slot: _Slot, run_id: str) -> None:
         if slot.process is None or slot.process.poll() is not None:
             self._start(slot)
-        assert slot.process is not None and slot.process.stdin is not None
+        assert slot.process is not None
+        assert slot.process.stdin is not None
         try:
             slot.process.stdin.write(f"{run_id}\n".encode())
             slot.process.stdin.flush()
@@ -123,8 +125,7 @@ class LocalExecutor:
     def _start(self, slot: _Slot) -> None:
         log = self._store.path(f"workers/worker-{slot.number}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        if slot.log is not None:
-            slot.log.close()
+        _release(slot)
         slot.log = log.open("ab")
         inherited = () if self._inherited_lock is None else (self._inherited_lock,)
         slot.process = subprocess.Popen(
@@ -149,8 +150,6 @@ class LocalExecutor:
         running = [slot for slot in slots if slot.process is not None]
         for slot in running:
             assert slot.process is not None
-            if slot.process.stdin is not None:
-                _close_quietly(slot.process.stdin)
             if slot.process.poll() is None:
                 slot.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + CLOSE_SECONDS
@@ -161,19 +160,19 @@ class LocalExecutor:
             except subprocess.TimeoutExpired:
                 slot.process.kill()
                 slot.process.wait()
-            slot.process = None
         for slot in slots:
-            slot.run_id = None
-            if slot.log is not None:
-                slot.log.close()
-                slot.log = None
+            _release(slot)
+            slot.run_id = slot.process = None
 
 
-def _close_quietly(stream: IO[bytes]) -> None:
-    try:
-        stream.close()
-    except BrokenPipeError:
-        return
+def _release(slot: _Slot) -> None:
+    """Close a slot's pipe and log; what was still to be written to a dead worker is of no use."""
+    if slot.process is not None and slot.process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            slot.process.stdin.close()
+    if slot.log is not None:
+        slot.log.close()
+        slot.log = None
 
 
 def _describe_exit(code: int) -> str:

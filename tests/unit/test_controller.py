@@ -54,7 +54,8 @@ def count_events(store: MemoryStore) -> int:
 
 def test_a_study_searches_refits_the_best_on_every_fold_and_ends_with_an_ensemble() -> None:
     study = Bench(make_spec(iterations=3)).run()
-    assert study.ended is not None and study.ended.succeeded
+    assert study.ended is not None
+    assert study.ended.succeeded
     assert [record.run.purpose for record in study.runs.values()].count(Purpose.REFIT) == 4
     best = min(study.ranking, key=lambda pair: pair[1].loss)
     assert {run.trial for run in study.refit.runs} == {best[0].number}
@@ -90,7 +91,8 @@ def test_a_kill_after_every_event_in_turn_still_ends_with_the_same_study() -> No
             break
         except Killed:
             continue
-    assert study is not None and story(study) == expected
+    assert study is not None
+    assert story(study) == expected
 
 
 def test_no_finished_run_is_trained_again_after_a_kill() -> None:
@@ -135,7 +137,10 @@ def test_a_promoted_trial_continues_from_its_own_checkpoint() -> None:
     assert promoted
     for record in promoted:
         lower = {3: 1, 9: 3}[record.run.budget_epochs]
-        assert record.resume_from == f"runs/trial-{record.run.trial:04d}-epochs-{lower:04d}-fold-0/checkpoint/manifest.json"
+        assert (
+            record.resume_from
+            == f"runs/trial-{record.run.trial:04d}-epochs-{lower:04d}-fold-0/checkpoint/manifest.json"
+        )
 
 
 def test_restart_promotion_never_resumes() -> None:
@@ -156,7 +161,8 @@ def test_a_lost_run_is_queued_again_and_is_not_a_bad_configuration() -> None:
 
     study = bench.run(executor=bench.executor(lose=lose))
     record = study.runs[lost[0]]
-    assert record.state is RunState.COMPLETE and record.losses == 2
+    assert record.state is RunState.COMPLETE
+    assert record.losses == 2
     assert len([note for note in study.notes if "lost" in note[1]]) == 2
     expected = story(Bench(make_spec(iterations=1)).run())
     assert {t["number"] for t in story(study)["trials"]} == {t["number"] for t in expected["trials"]}
@@ -170,7 +176,8 @@ def test_a_run_lost_too_often_fails_without_a_loss_and_the_study_goes_on() -> No
 
     study = bench.run(executor=bench.executor(lose=lose))
     record = study.runs["trial-0002-epochs-0001-fold-0"]
-    assert record.result.reason is FailureReason.LOST and "evicted" in record.result.message
+    assert record.result.reason is FailureReason.LOST
+    assert "evicted" in record.result.message
     assert study.ended.succeeded
 
 
@@ -205,7 +212,8 @@ def test_a_study_in_which_nothing_can_be_trained_ends_and_says_so() -> None:
 
     bench = Bench(make_spec(iterations=1))
     study = bench.run(executor=bench.executor(train=fail))
-    assert not study.ended.succeeded and "no configuration" in study.ended.why
+    assert not study.ended.succeeded
+    assert "no configuration" in study.ended.why
 
 
 def test_when_every_refit_fails_the_searchs_own_network_is_used() -> None:
@@ -233,7 +241,8 @@ def test_a_configuration_that_cannot_fit_is_refused_without_a_run() -> None:
     study = bench.run(executor=executor)
     record = study.runs["trial-0001-epochs-0001-fold-0"]
     assert record.result.reason is FailureReason.DOES_NOT_FIT
-    assert "GiB" in record.result.message and record.run.id not in executor.trained
+    assert "GiB" in record.result.message
+    assert record.run.id not in executor.trained
 
 
 def test_the_epoch_budget_is_never_exceeded() -> None:

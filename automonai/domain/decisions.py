@@ -1,0 +1,240 @@
+"""What follows from a study's facts: the next action, and what is still needed. Pure; nothing is done here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from automonai.domain.bracket import Bracket, promoted
+from automonai.domain.run import Purpose, Run, RunState
+from automonai.domain.study import Phase, Study
+
+
+@dataclass(frozen=True)
+class Propose:
+    """Ask the sampler for trial number `trial`."""
+
+    trial: int
+    bracket: int
+    budget_epochs: int
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Queue this run."""
+
+    run: Run
+    resume_from: str | None
+
+
+@dataclass(frozen=True)
+class EndSearch:
+    """Stop searching."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class ChooseRefit:
+    """Choose what is trained to the end."""
+
+
+@dataclass(frozen=True)
+class ChooseEnsemble:
+    """Choose the ensemble from these finished runs, the best configuration's first."""
+
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EndStudy:
+    """End the study."""
+
+    succeeded: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing can start before something ends."""
+
+
+Action = Propose | Queue | EndSearch | ChooseRefit | ChooseEnsemble | EndStudy | Wait
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where one bracket stands."""
+
+    missing: int
+    """Places of the first rung that no trial has taken yet."""
+    startable: tuple[Run, ...]
+    """Runs that may be queued: new trials' first ones, and promoted trials' next ones."""
+    undecided: frozenset[str]
+    """Ids of ended runs whose trial may still be promoted, or is being trained further."""
+    is_over: bool
+
+
+def bracket_progress(study: Study, bracket: Bracket) -> Progress:
+    """Return where a bracket stands; a rung is decided when all its runs have ended."""
+    survivors = study.trials_of(bracket.index)
+    missing = 0 if study.exhausted else bracket.sizes[0] - len(survivors)
+    undecided: set[str] = set()
+    for rung, budget in enumerate(bracket.budgets_epochs):
+        runs = [Run(trial=trial, budget_epochs=budget) for trial in survivors]
+        ended = [run for run in runs if study.is_final(run.id)]
+        if len(ended) < len(runs) or (rung == 0 and missing):
+            startable = tuple(run for run in runs if run.id not in study.runs)
+            undecided |= {run.id for run in ended}
+            return Progress(missing=missing, startable=startable, undecided=frozenset(undecided), is_over=False)
+        if rung + 1 == len(bracket.sizes):
+            break
+        survivors = promoted({run.trial: study.loss_of(run.id) for run in runs}, bracket.sizes[rung + 1])
+        undecided = {run.id for run in runs if run.trial in survivors}
+    return Progress(missing=0, startable=(), undecided=frozenset(), is_over=True)
+
+
+def next_action(study: Study, now: float) -> Action:
+    """Return what to do next, given that a slot is free; the same events and time give the same answer."""
+    for record in study.runs.values():
+        if record.state is RunState.LOST:
+            return Queue(record.run, record.resume_from)
+    match study.phase:
+        case Phase.SEARCH:
+            return _next_in_search(study, now)
+        case Phase.REFIT:
+            return _next_in_refit(study)
+        case _:
+            return _next_in_ensemble(study)
+
+
+def needed_checkpoints(study: Study) -> set[str]:
+    """Return the ids of the runs whose checkpoints may still be used; all others may go."""
+    if study.ensemble is not None:
+        return {member.run_id for member in study.ensemble.members}
+    needed = {record.run.id for record in study.runs.values() if record.run.purpose is Purpose.REFIT}
+    needed |= {result.run_id for _, result in study.ranking[:3]}
+    for record in study.open_runs:
+        needed.add(record.run.id)
+        if record.resume_from is not None:
+            needed.add(record.resume_from.split("/")[1])
+    if study.search_ended is None:
+        for bracket in _open_brackets(study):
+            needed |= bracket_progress(study, bracket).undecided
+    return needed
+
+
+def search_seconds(study: Study) -> float:
+    """Return the seconds of the time budget that the search may use; infinite without one."""
+    time = study.spec.budget.time
+    return float("inf") if time is None else time * (1 - study.spec.budget.refit_share)
+
+
+def _next_in_search(study: Study, now: float) -> Action:
+    refused = ""
+    for action in _candidates(study):
+        why = _why_not(study, action, now)
+        if not why:
+            return action
+        refused = refused or why
+    return Wait() if study.open_runs else EndSearch(refused or _natural_end(study))
+
+
+def _candidates(study: Study) -> Iterator[Propose | Queue]:
+    """Yield what could start, the oldest bracket first; a new bracket last."""
+    for bracket in _open_brackets(study):
+        progress = bracket_progress(study, bracket)
+        if progress.is_over:
+            study.closed_brackets.add(bracket.index)
+        yield from (Queue(run, _resume_from(study, run, bracket)) for run in progress.startable)
+        if progress.missing:
+            yield Propose(len(study.trials), bracket.index, bracket.budgets_epochs[0])
+    limit = study.spec.budget.iterations
+    if not study.exhausted and (limit is None or study.brackets_opened < limit):
+        bracket = study.bracket(study.brackets_opened)
+        yield Propose(len(study.trials), bracket.index, bracket.budgets_epochs[0])
+
+
+def _open_brackets(study: Study) -> Iterator[Bracket]:
+    for index in range(study.brackets_opened):
+        if index not in study.closed_brackets:
+            yield study.bracket(index)
+
+
+def _why_not(study: Study, action: Propose | Queue, now: float) -> str:
+    """Return why the budget does not allow an action; empty if it does."""
+    epochs = _epochs_of(study, action)
+    limit = study.spec.budget.epochs
+    if limit is not None and _epochs_committed(study) + epochs > limit:
+        return f"the budget of {limit} epochs is spent"
+    if study.spec.budget.time is None:
+        return ""
+    left = search_seconds(study) - study.elapsed_seconds(now)
+    trial = action.run.trial if isinstance(action, Queue) else None
+    cost = epochs * (study.seconds_per_epoch(trial) or 0.0)
+    if isinstance(action, Propose) and action.bracket >= study.brackets_opened and study.trials:
+        cost = _bracket_seconds(study, action.bracket) / 2  # a bracket that cannot come half way is not opened
+    return "the search's share of the time is spent" if cost > left or left <= 0 else ""
+
+
+def _natural_end(study: Study) -> str:
+    if study.exhausted:
+        return "every configuration of the space was tried"
+    return f"{study.spec.budget.iterations} iterations are done"
+
+
+def _next_in_refit(study: Study) -> Action:
+    if study.refit is None:
+        return ChooseRefit()
+    for run in study.refit.runs:
+        if run.id not in study.runs:
+            return Queue(run, None)
+    return Wait()
+
+
+def _next_in_ensemble(study: Study) -> Action:
+    if study.ensemble is not None:
+        return EndStudy(succeeded=True, why="the ensemble is chosen")
+    if study.ensemble_queued is not None:
+        return Wait()
+    candidates = study.ensemble_candidates
+    if not candidates:
+        return EndStudy(succeeded=False, why="no configuration could be trained")
+    if study.ensemble_losses > study.spec.execution.max_retries:
+        return EndStudy(succeeded=False, why="the ensemble step was lost too often")
+    return ChooseEnsemble(candidates)
+
+
+def _bracket_seconds(study: Study, index: int) -> float:
+    bracket = study.bracket(index)
+    is_continued = study.spec.search.promotion == "continue"
+    epochs = bracket.epochs_continued if is_continued else bracket.epochs_restarted
+    return epochs * (study.seconds_per_epoch() or 0.0) / study.spec.execution.max_parallel_runs
+
+
+def _epochs_of(study: Study, action: Propose | Queue) -> int:
+    if isinstance(action, Propose):
+        return action.budget_epochs
+    return action.run.budget_epochs - (_rung_below(study, action.run) if action.resume_from else 0)
+
+
+def _epochs_committed(study: Study) -> int:
+    """Return the epochs that were trained or are about to be."""
+    planned = (
+        record.run.budget_epochs - (_rung_below(study, record.run) if record.resume_from else 0)
+        for record in study.search_records()
+        if not record.state.is_final
+    )
+    return study.epochs_spent + sum(planned)
+
+
+def _rung_below(study: Study, run: Run) -> int:
+    return max((budget for budget in study.rungs if budget < run.budget_epochs), default=0)
+
+
+def _resume_from(study: Study, run: Run, bracket: Bracket) -> str | None:
+    lower = [budget for budget in bracket.budgets_epochs if budget < run.budget_epochs]
+    if not lower or study.spec.search.promotion == "restart":
+        return None
+    result = study.runs[Run(trial=run.trial, budget_epochs=lower[-1]).id].result
+    return result.checkpoint if result else None

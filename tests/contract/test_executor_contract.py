@@ -1,0 +1,145 @@
+"""What every Executor promises; fixtures supply the implementations."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from automonai.domain.configuration import Configuration
+from automonai.domain.request import EnsembleResult, TrainRequest
+from automonai.domain.run import Result, Run, RunState
+from automonai.execution.executor import Executor, Report
+from automonai.execution.fake import FakeExecutor, VirtualClock
+from automonai.execution.local import LocalExecutor
+from automonai.storage import keys
+from automonai.storage.local import LocalStore
+from automonai.storage.store import Store
+
+KILLED, CRASHED, ENDLESS = 13, 14, 99
+Make = Callable[[], Executor]
+
+
+def request(trial: int) -> TrainRequest:
+    return TrainRequest(run=Run(trial=trial, budget_epochs=1), configuration=Configuration(), seed=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return LocalStore(tmp_path)
+
+
+@pytest.fixture(params=["fake", "local"])
+def make(request: pytest.FixtureRequest, store: LocalStore, tmp_path: Path) -> Iterator[Make]:
+    made: list[Executor] = []
+
+    def local() -> Executor:
+        worker = str(Path(__file__).with_name("echo_worker.py"))
+        return LocalExecutor(tmp_path, slots=2, threads=1, cache_folder=tmp_path, command=(sys.executable, worker))
+
+    def build() -> Executor:
+        made.append(local() if request.param == "local" else fake(store))
+        return made[-1]
+
+    yield build
+    for executor in made:
+        executor.close()
+
+
+def fake(store: Store) -> Executor:
+    return FakeExecutor(
+        store=store,
+        clock=VirtualClock(),
+        train=lambda r: Result(run_id=r.run_id, state=RunState.COMPLETE, loss=0.5),
+        choose=lambda r: EnsembleResult(members=()),
+        seconds=lambda r: 1e6 if r.run.trial == ENDLESS else 1.0,
+        lose=lambda r: {KILLED: "its worker was ended by SIGKILL", CRASHED: "exit code 3"}.get(r.run.trial),
+        slots=2,
+    )
+
+
+def ends(executor: Executor, count: int) -> list[Report]:
+    reports: list[Report] = []
+    deadline = time.monotonic() + 20
+    while len(reports) < count and time.monotonic() < deadline:
+        reports += executor.poll(5.0)
+    return reports
+
+
+def test_a_request_ends_with_its_result_in_the_store(make: Make, store: Store) -> None:
+    executor = make()
+    executor.submit(request(1))
+    assert ends(executor, 1) == [Report(run_id=request(1).run_id)]
+    assert Result.model_validate_json(store.get(keys.result(request(1).run_id))).loss == 0.5
+
+
+def test_slots_are_taken_by_submit_and_freed_by_the_report(make: Make) -> None:
+    executor = make()
+    assert executor.free_slots() == 2
+    executor.submit(request(1))
+    executor.submit(request(2))
+    assert executor.free_slots() == 0
+    ends(executor, 2)
+    assert executor.free_slots() == 2
+
+
+def test_submitting_a_running_request_again_starts_nothing(make: Make) -> None:
+    executor = make()
+    executor.submit(request(1))
+    executor.submit(request(1))
+    assert executor.free_slots() == 1
+    assert len(ends(executor, 1)) == 1
+    assert executor.poll(0.0) == []
+
+
+def test_each_end_is_reported_once(make: Make) -> None:
+    executor = make()
+    for trial in (1, 2):
+        executor.submit(request(trial))
+    assert {report.run_id for report in ends(executor, 2)} == {request(1).run_id, request(2).run_id}
+    assert executor.poll(0.0) == []
+
+
+@pytest.mark.parametrize(("trial", "why"), [(KILLED, "SIGKILL"), (CRASHED, "exit code 3")])
+def test_a_run_whose_worker_dies_is_lost_with_its_reason_and_others_go_on(make: Make, trial: int, why: str) -> None:
+    executor = make()
+    executor.submit(request(trial))
+    executor.submit(request(1))
+    reports = {report.run_id: report.lost for report in ends(executor, 2)}
+    assert why in (reports[request(trial).run_id] or "")
+    assert reports[request(1).run_id] is None
+    executor.submit(request(2))
+    assert ends(executor, 1) == [Report(run_id=request(2).run_id)]
+
+
+def test_a_successor_takes_a_finished_run_as_it_is(make: Make, store: Store) -> None:
+    first = make()
+    first.submit(request(1))
+    ends(first, 1)
+    first.close()
+    marked = Result(run_id=request(1).run_id, state=RunState.COMPLETE, loss=0.125)
+    store.put(keys.result(request(1).run_id), marked.model_dump_json().encode())
+    second = make()
+    second.submit(request(1))
+    assert ends(second, 1) == [Report(run_id=request(1).run_id)]
+    assert Result.model_validate_json(store.get(keys.result(request(1).run_id))).loss == 0.125
+
+
+def test_a_cancelled_run_frees_its_slot_and_is_not_reported(make: Make) -> None:
+    executor = make()
+    executor.submit(request(ENDLESS))
+    executor.cancel(request(ENDLESS).run_id)
+    assert executor.free_slots() == 2
+    executor.submit(request(1))
+    assert ends(executor, 1) == [Report(run_id=request(1).run_id)]
+
+
+def test_close_may_be_called_twice_and_ends_what_runs(make: Make) -> None:
+    executor = make()
+    executor.submit(request(ENDLESS))
+    executor.close()
+    executor.close()
+    assert executor.free_slots() == 2

@@ -1,0 +1,66 @@
+from studies import Bench, make_spec, train
+
+from automonai.domain.events import RefitChosen
+from automonai.domain.refit import refit_deadline_seconds
+from automonai.domain.request import TrainRequest
+from automonai.domain.run import Result
+from automonai.domain.study import Study
+from automonai.spec import RefitSpec
+from automonai.storage.journal import Journal
+
+
+def searched(*, refit: RefitSpec | None = None, parallel: int = 1, second: float = 0.0, **budget: object) -> Study:
+    """Return a study whose search is over; the second best trial is worse by `second`."""
+    spec = make_spec(parallel=parallel, **budget)
+    bench = Bench(spec.model_copy(update={"refit": refit or RefitSpec()}))
+
+    def score(request: TrainRequest) -> Result:
+        result = train(request)
+        loss = 0.1 if request.run.trial == 0 else 0.1 + second if request.run.trial == 1 else 0.5
+        return result.model_copy(update={"loss": loss})
+
+    return bench.run(executor=bench.executor(train=score))
+
+
+def test_without_a_time_budget_the_winner_is_trained_on_every_fold_at_the_largest_budget() -> None:
+    study = searched(iterations=1, second=0.001)
+    assert [(run.trial, run.fold, run.budget_epochs) for run in study.refit.runs] == [(0, k, 9) for k in range(4)]
+
+
+def test_close_configurations_meet_on_the_same_folds() -> None:
+    study = searched(refit=RefitSpec(configurations=2, members=3), iterations=1, second=0.001)
+    assert [(run.trial, run.fold) for run in study.refit.runs] == [(0, 0), (1, 0), (0, 1)]
+
+
+def test_a_configuration_that_is_clearly_worse_is_not_refitted() -> None:
+    study = searched(refit=RefitSpec(configurations=2), iterations=1, second=0.2)
+    assert {run.trial for run in study.refit.runs} == {0}
+
+
+def test_under_a_time_budget_members_share_what_is_left_and_each_gets_enough() -> None:
+    study = searched(time=600, refit_share=0.6, second=0.2)
+    runs = study.refit.runs
+    assert len(runs) == 4
+    assert all(run.budget_epochs >= 4 * 9 for run in runs)
+
+
+def test_little_time_trains_fewer_members() -> None:
+    study = searched(time=200, refit_share=0.5, second=0.2)
+    assert len(study.refit.runs) < 4
+
+
+def test_the_deadline_of_a_refit_is_its_part_of_the_time_that_is_left() -> None:
+    bench = Bench(make_spec(time=600, refit_share=0.6))
+    bench.run()
+    events = Journal(bench.store).read()
+    chosen = next(index for index, event in enumerate(events) if isinstance(event, RefitChosen))
+    study, now = Study.replay(events[: chosen + 1]), events[chosen].at
+    first = refit_deadline_seconds(study, study.refit.runs[0], now=now, test_cases=0)
+    left = 600 - study.elapsed_seconds(now)
+    assert first is not None
+    assert 0.85 * left / len(study.refit.runs) <= first <= left / len(study.refit.runs)
+
+
+def test_there_is_no_deadline_without_a_time_budget() -> None:
+    study = searched(iterations=1)
+    assert refit_deadline_seconds(study, study.refit.runs[0], now=0, test_cases=0) is None
