@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import time
 from typing import TYPE_CHECKING
 
@@ -64,22 +65,25 @@ def phantom(
     """
     from automonai.imaging.phantom import write_phantom
 
-    return write_phantom(Path(folder), cases=cases, seed=seed, shape=shape, channels=channels)
+    if Path(folder).exists() and any(Path(folder).iterdir()):
+        raise SpecError(f"{folder}: is not empty; name a new folder for the phantom dataset")
+    write_phantom(Path(folder), cases=cases, seed=seed, shape=shape, channels=channels)
+    return Path(folder)
 
 
-def check(dataset: str | Path, *, on_case: Callable[[str], None] | None = None) -> CheckedDataset:
+def check(dataset: str | Path, *, on_case: Callable[[int, int], None] | None = None) -> CheckedDataset:
     """Read every case of a dataset and return its facts.
 
     Args:
         dataset: Folder in MSD or nnU-Net layout.
-        on_case: Called with each case's id once it has been read.
+        on_case: Told after each case how many are done, and of how many.
 
     Raises:
         DatasetError: With every fault of every case.
     """
     from automonai.imaging.checking import check_dataset
 
-    return check_dataset(Path(dataset), on_case=on_case)
+    return check_dataset(Path(dataset), progress=on_case)
 
 
 def init(dataset: str | Path, *, budget: str | None = None, name: str | None = None) -> str:
@@ -234,7 +238,7 @@ def predict(
     images: Sequence[str | Path],
     *,
     output: str | Path,
-    on_case: Callable[[str], None] | None = None,
+    on_case: Callable[[str, Path], None] | None = None,
 ) -> list[Path]:
     """Segment images with a study's ensemble; return the label maps' paths.
 
@@ -242,13 +246,14 @@ def predict(
         study: A study's folder, or the output of `train`.
         images: Files or folders. Files CASE_0000, CASE_0001 are the channels of CASE.
         output: Folder; a label map per case, in its image's orientation, shape and affine.
-        on_case: Called with each case's id once its label map is written.
+        on_case: Told each case's id and label map once that is written.
 
     Raises:
         StudyNotFoundError: If the folder holds no ensemble.
         DatasetError: Naming every image that could not be segmented; the others' label maps are written.
     """
     from automonai.imaging.layouts import find_images
+    from automonai.learning.precision import choose_device, choose_precision
     from automonai.learning.predicting import predict_cases
 
     store = LocalStore(Path(study))
@@ -263,7 +268,19 @@ def predict(
         channel_count=len(data.dataset.channels),
     )
     ensemble = EnsembleResult.model_validate_json(store.get(keys.ENSEMBLE))
-    return predict_cases(ensemble, data, store=store, cases=cases, output=Path(output), on_case=on_case)
+    device = choose_device(data.execution)
+    with TemporaryDirectory(prefix="automonai-") as scratch:
+        return predict_cases(
+            ensemble,
+            store=store,
+            data=data,
+            images=cases,
+            output=Path(output),
+            scratch_folder=Path(scratch),
+            device=device,
+            dtype=choose_precision(data.execution, device),
+            on_case=on_case,
+        )
 
 
 def evaluate(predictions: str | Path, labels: str | Path, *, tolerance_mm: float = 1.0) -> Evaluation:

@@ -10,6 +10,7 @@ AutoMonaiError
 |   |-- BadRequestError          exit code 64
 |   |-- NonFiniteLossError       exit code 65
 |   |-- RunOutOfMemoryError      exit code 66
+|   |-- DoesNotFitError          exit code 66: refused before it ran
 |   `-- TooSlowError             exit code 67
 |-- StopRequestedError           SIGTERM: state is saved, the run may go on later
 `-- StorageError
@@ -79,6 +80,13 @@ class RunOutOfMemoryError(RunError):
 
     exit_code = 66
     reason = "out_of_memory"
+
+
+class DoesNotFitError(RunError):
+    """The run's plan needs more memory than it may use; it was not started."""
+
+    exit_code = 66
+    reason = "does_not_fit"
 
 
 class TooSlowError(RunError):

@@ -1,14 +1,24 @@
-"""StudySpec: everything that a user decides about a study, one YAML in the CLI, in Helm values and in Argo."""
+"""StudySpec: all that a user decides about a study, one YAML in the CLI, in Helm values and in Argo."""
 
 from __future__ import annotations
 
+import math
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from automonai.errors import SpecError
 
@@ -16,12 +26,10 @@ Scalar = bool | int | float | str
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-_DURATION = re.compile(
-    r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?"
-)
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?")
 
 
 def parse_duration(text: str | float) -> float:
@@ -41,9 +49,7 @@ def parse_duration(text: str | float) -> float:
             seconds = float(compact)
         elif compact and match:
             factors = (86400.0, 3600.0, 60.0, 1.0)
-            seconds = sum(
-                float(part) * factor for part, factor in zip(match.groups(), factors, strict=True) if part
-            )
+            seconds = sum(float(part) * factor for part, factor in zip(match.groups(), factors, strict=True) if part)
         else:
             raise ValueError(f"'{text}' is not a duration; write for example 45s, 20m, 1h or 1h30m")
     if not 0 < seconds < float("inf"):
@@ -74,7 +80,8 @@ class IntegerRange(_Section):
 
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
-        return _ordered(self)
+        _check_range(self.low, self.high, log=self.log)
+        return self
 
 
 class RealRange(_Section):
@@ -87,7 +94,8 @@ class RealRange(_Section):
 
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
-        return _ordered(self)
+        _check_range(self.low, self.high, log=self.log)
+        return self
 
 
 class Ordered(_Section):
@@ -104,19 +112,42 @@ class Choice(_Section):
     values: Annotated[tuple[Scalar, ...], Field(min_length=2)]
 
 
-_Span = TypeVar("_Span", IntegerRange, RealRange)
-
-Dimension = Annotated[IntegerRange | RealRange | Ordered | Choice, Field(discriminator="type")]
+Dimension = IntegerRange | RealRange | Ordered | Choice
 
 
-def _ordered(span: _Span) -> _Span:
-    if not span.low < span.high:
-        raise ValueError(
-            f"low ({span.low}) must be below high ({span.high}); to fix a hyperparameter write its value alone"
-        )
-    if span.log and span.low <= 0:
-        raise ValueError(f"a logarithmic range must start above 0, not at {span.low}")
-    return span
+def _check_range(low: float, high: float, *, log: bool) -> None:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"low ({low}) and high ({high}) must be finite")
+    if not low < high:
+        raise ValueError(f"low ({low}) must be below high ({high}); to fix a hyperparameter write its value alone")
+    if log and low <= 0:
+        raise ValueError(f"a logarithmic range must start above 0, not at {low}")
+
+
+def _kind(entry: object) -> str | None:
+    """Tell a space's entries apart before parsing, so that an error names only the kind that was meant."""
+    if isinstance(entry, dict):
+        kind = entry.get("type")
+        return kind if isinstance(kind, str) else None
+    if isinstance(entry, IntegerRange | RealRange | Ordered | Choice):
+        return entry.type
+    return "fixed" if isinstance(entry, bool | int | float | str) else None
+
+
+SpaceEntry = Annotated[
+    Annotated[IntegerRange, Tag("integer")]
+    | Annotated[RealRange, Tag("real")]
+    | Annotated[Ordered, Tag("ordinal")]
+    | Annotated[Choice, Tag("categorical")]
+    | Annotated[Scalar, Tag("fixed")],
+    Discriminator(
+        _kind,
+        custom_error_type="space_entry",
+        custom_error_message=(
+            "expected one fixed value, or a mapping with type: integer, real, ordinal or categorical"
+        ),
+    ),
+]
 
 
 DEFAULT_SPACE: dict[str, Dimension] = {
@@ -137,13 +168,19 @@ DEFAULT_SPACE: dict[str, Dimension] = {
 """The source work's eight hyperparameters, the first level's stride, and which axes are flipped."""
 
 
+def _default_space() -> dict[str, Dimension | Scalar]:
+    return {**DEFAULT_SPACE}
+
+
 class SplitSpec(_Section):
     """How the cases are divided; the division is written once into the study."""
 
     test: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the cases that only the last step sees; 0: none."""
     folds: Annotated[int, Field(ge=2, le=20)] = 4
+    """Parts of the other cases; each is held out once."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of the division; the same seed divides the same cases alike."""
     file: str | None = None
     """JSON or YAML with `test: [ids]` and `folds: [[ids], ...]`; replaces the three above."""
 
@@ -152,7 +189,9 @@ class SearchSpec(_Section):
     """What is searched and how."""
 
     sampler: SamplerName = SamplerName.BOHB
+    """The method that proposes configurations and decides which of them go on."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of every proposal and every training."""
     objective: Literal["dice", "loss"] = "dice"
     """Minimise 1 - mean foreground Dice, or the validation loss."""
     promotion: Literal["continue", "restart"] = "continue"
@@ -161,7 +200,7 @@ class SearchSpec(_Section):
     """Share of BOHB's proposals that are drawn at random although there is a model."""
     grid_points: Annotated[int, Field(ge=2)] = 3
     """Values per range that the grid sampler takes."""
-    space: dict[str, Dimension | Scalar] = Field(default_factory=lambda: dict(DEFAULT_SPACE))
+    space: dict[str, SpaceEntry] = Field(default_factory=_default_space)
     """Hyperparameter to range, choice or one fixed value; what is not named keeps the standard's value."""
     standard: dict[str, Scalar] = Field(default_factory=dict)
     """The configuration that is tried first, where it differs from the package's standard."""
@@ -175,14 +214,17 @@ class BudgetSpec(_Section):
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Epochs of training in the search, over all runs."""
     time: Duration | None = None
-    """Wall-clock time, refit and ensemble included."""
+    """Wall-clock time, refit and ensemble included: seconds, or a text such as 45s, 20m, 1h30m or 2d."""
     min_epochs: Annotated[int, Field(ge=1)] = 5
+    """The lowest rung is at least this long."""
     max_epochs: Annotated[int, Field(ge=1)] = 200
+    """The highest rung."""
     eta: Annotated[int, Field(ge=2)] = 3
+    """Factor between rungs; one of so many trials is promoted."""
     refit_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
     """Share of `time` that is kept for the refit, the ensemble and the test."""
     max_seconds_per_epoch: Annotated[float, Field(gt=0)] | None = None
-    """Cap: a run whose first steps predict more than this ends as FAILED with the reason too_slow; None: no cap."""
+    """Cap: a run whose first steps predict more than this ends as FAILED, too_slow; None: no cap."""
 
     @model_validator(mode="after")
     def _has_a_limit_and_a_ladder(self) -> Self:
@@ -197,14 +239,17 @@ class ExecutionSpec(_Section):
     """Where and how many at once."""
 
     max_parallel_runs: Annotated[int, Field(ge=1)] = 1
+    """Trainings at once, each on its own GPU or its share of the cores."""
     max_retries: Annotated[int, Field(ge=0)] = 3
     """How often a run that the infrastructure lost is queued again."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of each run; None: the cores divided by max_parallel_runs."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory that one run may use (of the GPU, else of the machine's share); None: measured."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the arithmetic in training and prediction; auto: the fastest that the device has in hardware."""
     compile: bool = False
     """Compile the network with torch.compile: pays on GPUs in long trainings."""
 
@@ -213,6 +258,7 @@ class TrainingSpec(_Section):
     """What the search does not vary."""
 
     validation_every_epochs: Annotated[int, Field(ge=1)] = 5
+    """A run validates, and commits its checkpoint, this often and at its end."""
     validation_cases: Annotated[int, Field(ge=1)] | None = 48
     """At most so many of a fold's cases are scored in a validation, always the same; None: all."""
     max_patch_voxels: Annotated[int, Field(ge=512)] = 128**3
@@ -240,6 +286,7 @@ class StudySpec(_Section):
     """One study: its dataset, its search and its budget."""
 
     version: Literal[1] = 1
+    """Of this format."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
     """Lower-case letters, digits and hyphens, at most 40: it names folders, Jobs and labels."""
     dataset: str
@@ -247,11 +294,17 @@ class StudySpec(_Section):
     store: str = "./studies"
     """Folder that holds the study's folder."""
     split: SplitSpec = SplitSpec()
+    """How the cases are divided."""
     search: SearchSpec = SearchSpec()
+    """What is searched and how."""
     budget: BudgetSpec
+    """How much may be spent."""
     training: TrainingSpec = TrainingSpec()
+    """What the search does not vary."""
     execution: ExecutionSpec = ExecutionSpec()
+    """Where and how many at once."""
     refit: RefitSpec = RefitSpec()
+    """What is trained to the end."""
 
 
 def load_spec(path: str | Path, overrides: tuple[str, ...] = ()) -> StudySpec:
@@ -262,7 +315,7 @@ def load_spec(path: str | Path, overrides: tuple[str, ...] = ()) -> StudySpec:
         overrides: `section.field=value` each, the value in YAML; they replace what the file says.
 
     Raises:
-        SpecError: If the file cannot be read, is no YAML mapping, or breaks a rule; every broken field is named.
+        SpecError: If the file cannot be read, is no YAML mapping, or breaks a rule; names each broken field.
     """
     try:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

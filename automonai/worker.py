@@ -108,8 +108,18 @@ def _choose(
     request: EnsembleRequest, data: StudyData, *, store: Store, cache_folder: Path, stop: threading.Event
 ) -> EnsembleResult:
     from automonai.learning.ensembling import choose_ensemble
+    from automonai.learning.precision import choose_device, choose_precision
 
-    return choose_ensemble(request, data, store=store, cache_folder=cache_folder, stop=stop)
+    device = choose_device(data.execution)
+    return choose_ensemble(
+        request,
+        data,
+        store=store,
+        cache_folder=cache_folder,
+        device=device,
+        dtype=choose_precision(data.execution, device),
+        stop=stop.is_set,
+    )
 
 
 def _incoming(stop: threading.Event) -> Iterator[str]:

@@ -30,7 +30,8 @@ def rung_budgets(min_epochs: int, max_epochs: int, eta: int) -> tuple[int, ...]:
     """Return the rungs' budgets in epochs, lowest first, the highest being exactly `max_epochs`.
 
     The number of rungs is decided by integer products, never by a logarithm: (1, 243, 3) gives 6.
-    Budgets are `max_epochs / eta**k` rounded half up, so the lowest may exceed `min_epochs`: (5, 200, 3) gives 7, 22, 67, 200.
+    Budgets are `max_epochs / eta**k` rounded half up, so the lowest may exceed `min_epochs`: (5, 200, 3)
+    gives 7, 22, 67, 200.
 
     Raises:
         ValueError: If not 1 <= min_epochs <= max_epochs and eta >= 2.

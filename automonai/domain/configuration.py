@@ -82,7 +82,9 @@ class Configuration(Record):
     """Stride of the first level: 1 keeps features at full resolution, 2 is two to three times faster."""
     flips: Flips = Flips.NONE
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
+    """Of AdamW."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-2
+    """Of AdamW."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Patches per step; None: 4 for patches of up to 131,072 voxels, else 2."""
     augmentation: Annotated[float, Field(ge=0, le=3)] = 1.0

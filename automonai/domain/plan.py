@@ -90,8 +90,12 @@ def training_memory_bytes(
 
     A weight takes 20 bytes (itself, its gradient, two moments, its average) and its half-precision copy. Of each
     convolution the result is kept, and once more after normalisation and activation; each residual sum and each
-    concatenation is a further copy. The loss holds some twelve float32 values per class and voxel. What the process
-    itself takes (Python, torch, MONAI) is not in it.
+    concatenation is a further copy. Six tenths more are for what lives only a moment: the gradients of activations, the
+    convolutions' workspace, what the allocator cannot fill. The loss holds some fourteen float32 values per class and
+    voxel. What the process itself takes (Python, torch, MONAI: some 500 MB) is not in it.
+
+    Beside the measured peaks of eight networks on a CPU (2D and 3D, 0 to 3 residual units, 40,000 to 12 million
+    weights, both sizes of activations; 150 to 550 MB), this is within a fifth of each.
 
     Args:
         network: The network in numbers.
@@ -103,11 +107,11 @@ def training_memory_bytes(
     halved = network.spatial_dims
     kept = sum(layer.tensors * layer.out_channels * (voxels >> (halved * layer.halvings)) for layer in _layers(network))
     loss = _LOSS_BYTES * network.out_channels * voxels
-    return parameter_count(network) * _BYTES_PER_WEIGHT + kept * bytes_per_activation + loss
+    return parameter_count(network) * _BYTES_PER_WEIGHT + kept * bytes_per_activation * 8 // 5 + loss
 
 
 _BYTES_PER_WEIGHT = 22
-_LOSS_BYTES = 48
+_LOSS_BYTES = 56
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,8 @@ class _Layer:
 
 
 def _weights(layer: _Layer, spatial_dims: int) -> int:
-    convolution = layer.kernel**spatial_dims * layer.in_channels * layer.out_channels + layer.out_channels
-    return convolution + (2 * layer.out_channels if layer.is_normalised else 0)
+    of_kernel = prod([layer.kernel] * spatial_dims) * layer.in_channels * layer.out_channels
+    return of_kernel + layer.out_channels * (3 if layer.is_normalised else 1)
 
 
 def _layers(network: NetworkPlan) -> Iterator[_Layer]:
@@ -174,8 +178,8 @@ def _slice_axis(spacing_mm: Triple) -> int:
 def _network(configuration: Configuration, dataset: Dataset) -> NetworkPlan:
     """Return the levels: `depth` resolutions, the full one included.
 
-    With stride 1 the first level stays at full resolution and one more follows for each further resolution and the bottom;
-    with stride 2 the full resolution is left at once, which saves the most expensive level.
+    With stride 1 the first level stays at full resolution and one more follows for each further resolution and the
+    bottom; with stride 2 the full resolution is left at once, which saves the most expensive level.
     """
     halvings = configuration.depth - 1
     strides = (1,) * (configuration.first_stride == 1) + (2,) * halvings
@@ -200,7 +204,7 @@ def _patch(
     spacing: Triple | None,
     slice_axis: int,
 ) -> IntTriple:
-    """Return the patch: the median volume, shrunk along its longest axes to the allowed voxels, in steps the depth needs."""
+    """Return the patch: the median volume, its longest axes shrunk to the allowed voxels, in steps the depth needs."""
     median = fingerprint.median_shape_voxels(spacing, cropped=configuration.crop == "nonzero")
     halvings = 2 ** (configuration.depth - 1)
     steps = [max(8, halvings)] * 3

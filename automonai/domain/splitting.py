@@ -78,7 +78,7 @@ def _groups(path: Path, document: dict[str, object]) -> tuple[list[str], list[li
 
 def _cases_needed(test: float, folds: int) -> int:
     """Return the smallest number of cases for which the folds get one each."""
-    count = max(folds, int(folds / (1 - test)) - 2)
+    count = max(folds, int((folds - 0.5) / (1 - test)) - 1)
     while count - (max(1, int(count * test + 0.5)) if test > 0 else 0) < folds:
         count += 1
     return count

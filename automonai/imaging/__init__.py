@@ -1,0 +1,1 @@
+"""Reading, checking, measuring and preparing images."""

@@ -27,6 +27,11 @@ class History(Record):
     pending: tuple[Configuration, ...] = ()
     """Configurations that were proposed and have no result yet."""
 
+    @property
+    def configurations(self) -> frozenset[Configuration]:
+        """Return every configuration that was tried or is being tried."""
+        return frozenset((*(item.configuration for item in self.observations), *self.pending))
+
 
 class Proposal(Record):
     """A configuration and where it came from."""
@@ -40,8 +45,19 @@ class Proposal(Record):
 
 
 class Sampler(Protocol):
-    """Proposes configurations; the same history, index and budget always give the same answer."""
+    """Proposes configurations; the same history, index and budget always give the same answer.
+
+    Trial 0 is the standard configuration, unless the history has it already. No proposal repeats one of the
+    history's configurations, pending ones included.
+    """
 
     def propose(self, history: History, *, index: int, budget_epochs: int) -> Proposal | None:
-        """Propose trial number `index`, to start at `budget_epochs`; None when the space is exhausted (a grid's end)."""
+        """Propose trial number `index`, to start at `budget_epochs`; None when no point is left."""
         ...
+
+
+def propose_standard(standard: Configuration, history: History, *, index: int) -> Proposal | None:
+    """Return the proposal of trial 0; None for every other trial, or if the history has the standard."""
+    if index != 0 or standard in history.configurations:
+        return None
+    return Proposal(configuration=standard, origin=Origin.STANDARD)

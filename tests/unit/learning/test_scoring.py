@@ -79,7 +79,9 @@ REFERENCE = [
         (0.0, 2.424871130596428, 0.125),
         id="single voxels",
     ),
-    pytest.param(speckle(1), speckle(2), (0.8, 1.0, 2.5), 0.5, (0.5862068965517241, 0.8, 0.9062923441693439), id="ragged"),
+    pytest.param(
+        speckle(1), speckle(2), (0.8, 1.0, 2.5), 0.5, (0.5862068965517241, 0.8, 0.9062923441693439), id="ragged"
+    ),
 ]
 
 
@@ -112,25 +114,19 @@ def test_figures_are_symmetric_and_in_their_range(seed: int, size: int) -> None:
 
 def test_a_class_that_neither_has_has_no_figure() -> None:
     empty = np.zeros((4, 4, 4), bool)
-    assert mask_scores(empty, empty, spacing_mm=(1, 1, 1)) == LabelScores(
-        dice=None, hd95_mm=None, surface_dice=None
-    )
+    assert mask_scores(empty, empty, spacing_mm=(1, 1, 1)) == LabelScores(dice=None, hd95_mm=None, surface_dice=None)
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_class_that_only_one_has_scores_zero_and_has_no_distance(turned: bool) -> None:
     pair = [np.zeros((4, 4, 4), bool), block((4, 4, 4), (1, 1, 1), (3, 3, 3))]
     prediction, label = reversed(pair) if turned else pair
-    assert mask_scores(prediction, label, spacing_mm=(1, 1, 1)) == LabelScores(
-        dice=0.0, hd95_mm=None, surface_dice=0.0
-    )
+    assert mask_scores(prediction, label, spacing_mm=(1, 1, 1)) == LabelScores(dice=0.0, hd95_mm=None, surface_dice=0.0)
 
 
 def test_shapes_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
-        case_scores(
-            np.zeros((2, 2, 2), int), np.zeros((2, 2, 3), int), values=[1], spacing_mm=(1, 1, 1)
-        )
+        case_scores(np.zeros((2, 2, 2), int), np.zeros((2, 2, 3), int), values=[1], spacing_mm=(1, 1, 1))
 
 
 def test_means_leave_out_what_has_no_meaning_and_count_it() -> None:

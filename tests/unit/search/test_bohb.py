@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from automonai.domain.run import Origin
 from automonai.errors import SpecError
 from automonai.search import History, Observation, search_space
-from automonai.search.bohb import BOHB, BohbSampler, _contained, _Density, _fit, _Job
+from automonai.search.bohb import BohbSampler, _contained, _Density, _fit, _Job
 from automonai.search.encoding import config_space, encode
-from automonai.spec import Choice, IntegerRange, SearchSpec
+from automonai.spec import Choice, IntegerRange, Ordered, SearchSpec
 
 SPACE = search_space(SearchSpec())
 GOOD_LOSSES = ("dice_ce", "dice_topk")
@@ -79,11 +79,11 @@ def test_a_share_of_proposals_is_random_although_there_is_a_model() -> None:
     known = history(results(ENOUGH))
     origins = Counter(
         proposal.origin
-        for index in range(30, 60)
+        for index in range(30, 48)
         if (proposal := sampler(random_fraction=1 / 3).propose(known, index=index, budget_epochs=7))
     )
     assert set(origins) == {Origin.MODEL, Origin.RANDOM}
-    assert 4 <= origins[Origin.RANDOM] <= 16
+    assert 2 <= origins[Origin.RANDOM] <= 10
 
 
 def test_the_order_in_which_runs_ended_does_not_matter() -> None:
@@ -92,15 +92,17 @@ def test_the_order_in_which_runs_ended_does_not_matter() -> None:
     assert sampler().propose(history(observed[::-1]), index=40, budget_epochs=7) == forward
 
 
-def good_share(known: History, *, draws: int = 20) -> float:
+def good_share(known: History, *, draws: int = 14) -> float:
     proposals = [sampler().propose(known, index=index, budget_epochs=7) for index in range(50, 50 + draws)]
     assert all(proposal and proposal.origin is Origin.MODEL for proposal in proposals)
     return sum(proposal is not None and proposal.configuration.loss in GOOD_LOSSES for proposal in proposals) / draws
 
 
-def stock_good_share(observed: list[Observation], *, draws: int = 20) -> float:
+def stock_good_share(observed: list[Observation], *, draws: int = 14) -> float:
     """Return the share of good losses that HpBandSter's generator, used as it is, draws from its model."""
     with _contained(0):
+        from hpbandster.optimizers.config_generators.bohb import BOHB
+
         generator = BOHB(config_space(SPACE), random_fraction=0, logger=logging.Logger("stock"))
         for item in observed:
             config = encode(SPACE, item.configuration)
@@ -211,9 +213,9 @@ def test_an_error_in_the_density_is_a_fallback_with_its_reason(monkeypatch: pyte
 
 def test_numpys_global_generator_is_left_as_it_was() -> None:
     np.random.seed(42)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     sampler().propose(history(results(ENOUGH)), index=30, budget_epochs=7)
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert (np.random.get_state(legacy=False)["state"]["key"] == before).all()  # noqa: NPY002
 
 
 def test_numpys_global_generator_does_not_change_a_proposal() -> None:
@@ -248,6 +250,26 @@ def test_a_model_that_knows_only_tried_configurations_says_so_and_takes_what_is_
     assert proposal.configuration == last
     exhausted = known.model_copy(update={"pending": (every[4], last)})
     assert bohb.propose(exhausted, index=13, budget_epochs=7) is None
+
+
+def test_a_small_space_goes_on_being_modelled_when_its_best_points_are_known() -> None:
+    space = search_space(
+        SearchSpec(
+            space={
+                "channels": Ordered(type="ordinal", values=(16, 32)),
+                "batch_size": IntegerRange(type="integer", low=1, high=64, log=True),
+            },
+            standard={"batch_size": 2},
+        )
+    )
+    known = History(
+        observations=tuple(
+            Observation(trial=n, configuration=space.draw(n), budget_epochs=7, loss=(7 * n) % 12) for n in range(12)
+        )
+    )
+    bohb = BohbSampler(space, seed=0, random_fraction=0.0)
+    proposals = [bohb.propose(known, index=index, budget_epochs=7) for index in range(20, 26)]
+    assert [proposal and proposal.origin for proposal in proposals] == [Origin.MODEL] * 6
 
 
 def test_a_space_in_which_nothing_varies_is_refused() -> None:

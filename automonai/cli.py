@@ -1,0 +1,263 @@
+"""The command line: each verb is one call into the API, loaded when the verb runs so that `--help` answers at once.
+
+Exit codes: 0 done, 1 it did not come out well, 2 something in the user's hands is wrong, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from automonai.errors import AutoMonaiError, DatasetError, UserError
+
+FAILED, USER_ERROR, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_ANY = click.Path(path_type=Path)
+
+_EXAMPLES = """\b
+From a dataset to predictions:
+  automonai check DATASET
+  automonai init DATASET --budget 1h > study.yaml
+  automonai search study.yaml
+  automonai predict STUDY IMAGES... --output DIR
+"""
+
+
+def _parse_shape(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int, int]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"'{text}' is not a shape; write three whole numbers such as 48,56,40")
+    x, y, z = (int(part) for part in parts)
+    return x, y, z
+
+
+def _parse_evaluation_file(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() not in (".json", ".csv"):
+        raise click.BadParameter(f"'{path}' must end in .json or .csv")
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    try:
+        code = cli.main(args=arguments, prog_name="automonai", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        click.echo("automonai: interrupted", err=True)
+        return INTERRUPTED
+    except UserError as error:
+        _tell(error)
+        return USER_ERROR
+    except (AutoMonaiError, OSError) as error:
+        _tell(error)
+        return FAILED
+    return code if isinstance(code, int) else 0
+
+
+def _tell(error: Exception) -> None:
+    if isinstance(error, DatasetError) and len(error.problems) > 1:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        click.echo(f"automonai: error: {len(error.problems)} problems, listed above", err=True)
+    else:
+        click.echo(f"automonai: error: {error}", err=True)
+
+
+@click.group(epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="automonai", message="%(package)s %(version)s")
+def cli() -> None:
+    """Find the best U-Net pipeline for a medical segmentation dataset within a compute budget.
+
+    DATASET is a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net; STUDY is the folder that a
+    search has made: <store>/<name> of its spec.
+    """
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--cases", type=click.IntRange(min=1), default=24, show_default=True, help="Number of labelled cases.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same voxels."
+)
+@click.option(
+    "--shape",
+    metavar="X,Y,Z",
+    callback=_parse_shape,
+    default="48,56,40",
+    show_default=True,
+    help="Voxels of the largest case.",
+)
+@click.option("--channels", type=click.IntRange(min=1), default=1, show_default=True, help="Contrasts of each image.")
+def phantom(folder: Path, *, cases: int, seed: int, shape: tuple[int, int, int], channels: int) -> None:
+    """Write a small synthetic dataset to try things out with."""
+    from automonai import api
+
+    api.phantom(folder, cases=cases, seed=seed, shape=shape, channels=channels)
+    click.echo(f"{folder}: {cases} cases written; next: automonai init {folder} --budget 5m > study.yaml")
+
+
+@cli.command()
+@click.argument("dataset", type=_FOLDER)
+def check(dataset: Path) -> None:
+    """Name every fault of every case at once; exit code 2 if there is one."""
+    from automonai import api, terminal
+
+    checked = api.check(dataset)
+    for line in terminal.dataset_lines(checked):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("dataset", type=_FOLDER)
+@click.option(
+    "--budget", metavar="LIMIT", help="A time (20m, 1h), '30 epochs' or '3 iterations'; default: 5 iterations."
+)
+@click.option("--name", help="Of the study; default: the dataset's.")
+def init(dataset: Path, *, budget: str | None, name: str | None) -> None:
+    """Print a commented spec, fitted to dataset, machine and budget.
+
+    It checks the dataset and times the standard configuration on this machine, which takes a while.
+    """
+    from automonai import api
+
+    click.echo("checking the dataset and timing the standard configuration on this machine ...", err=True)
+    click.echo(api.init(dataset, budget=budget, name=name), nl=False)
+
+
+@cli.command()
+@click.argument("spec", type=_FILE)
+@click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting, e.g. search.seed=8.")
+def search(spec: Path, *, overrides: tuple[str, ...]) -> int:
+    """Start the study of a spec, or go on where it was left; Ctrl-C is safe.
+
+    The same spec names the same study. Budget, execution and refit may be changed on the way.
+    """
+    from automonai import api, terminal
+    from automonai.spec import load_spec
+    from automonai.watching import watching
+
+    settings = load_spec(spec, overrides)
+    click.echo("checking the dataset ...", err=True)
+    try:
+        with watching(is_terminal=sys.stdout.isatty(), write=click.echo) as watch:
+            summary = api.search(settings, watch=watch)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; nothing is lost, go on with: {_resume(spec, overrides)}", err=True)
+        return INTERRUPTED
+    if summary.succeeded is None:
+        click.echo(f"stopped; nothing is lost, go on with: {_resume(spec, overrides)}", err=True)
+        return TERMINATED
+    for line in terminal.summary_lines(summary, folder=Path(settings.store) / settings.name):
+        click.echo(line)
+    return 0 if summary.succeeded else FAILED
+
+
+def _resume(spec: Path, overrides: tuple[str, ...]) -> str:
+    sets = (part for override in overrides for part in ("--set", override))
+    return shlex.join(["automonai", "search", str(spec), *sets])
+
+
+@cli.command()
+@click.argument("study", type=_FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print everything that is known as JSON.")
+def status(study: Path, *, as_json: bool) -> None:
+    """Show where a study stands; it may be running."""
+    from automonai import api, terminal
+
+    summary = api.summary(study)
+    if as_json:
+        click.echo(summary.model_dump_json(indent=2))
+        return
+    loaded, _, _ = api.load_study(study)
+    click.echo(terminal.rendered(terminal.study_table(loaded, now=loaded.last_event_at)))
+    for line in terminal.summary_lines(summary, folder=study):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("study", type=_FOLDER)
+def report(study: Path) -> None:
+    """Write a study's report anew, whatever it has reached, and print where it lies."""
+    from automonai import api
+
+    click.echo(api.report(study))
+
+
+@cli.command()
+@click.argument("study", type=_FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print a list of runs with their whole configurations as JSON.")
+def runs(study: Path, *, as_json: bool) -> None:
+    """List every run of a study."""
+    from automonai import api, terminal
+
+    rows = api.runs(study)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        click.echo(terminal.rendered(terminal.runs_table(rows)))
+
+
+@cli.command()
+@click.argument("dataset", type=_FOLDER)
+@click.option("--configuration", metavar="FILE", type=_FILE, required=True, help="YAML or JSON of hyperparameters.")
+@click.option("--epochs", type=click.IntRange(min=1), required=True, help="One epoch: a patch of each training case.")
+@click.option("--output", metavar="DIR", type=_FOLDER, required=True, help="For the checkpoint; predict takes it.")
+@click.option("--fold", type=click.IntRange(min=0), default=0, show_default=True, help="Held out and scored; of four.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and augmentation.")
+def train(dataset: Path, *, configuration: Path, epochs: int, output: Path, fold: int, seed: int) -> int:
+    """Train one configuration, without a search."""
+    from automonai import api, terminal
+
+    result = api.train(dataset, configuration=configuration, epochs=epochs, output=output, fold=fold, seed=seed)
+    click.echo(terminal.result_line(result))
+    return 0 if result.loss is not None else FAILED
+
+
+@cli.command()
+@click.argument("study", type=_FOLDER)
+@click.argument("images", nargs=-1, required=True, type=_ANY)
+@click.option("--output", metavar="DIR", type=_FOLDER, required=True, help="A label map per case, under its name.")
+def predict(study: Path, images: tuple[Path, ...], *, output: Path) -> None:
+    """Segment images (files or folders) by a study's ensemble.
+
+    Files CASE_0000, CASE_0001 are the channels of CASE. Label maps have their image's orientation, shape and affine.
+    """
+    from automonai import api
+
+    written = api.predict(study, list(images), output=output)
+    click.echo(f"{len(written)} label maps in {output}")
+
+
+@cli.command()
+@click.option("--predictions", metavar="DIR", type=_FOLDER, required=True, help="Label maps to score.")
+@click.option("--labels", metavar="DIR", type=_FOLDER, required=True, help="The truth, under the same names.")
+@click.option("--tolerance-mm", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Of surface Dice.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=_FILE,
+    callback=_parse_evaluation_file,
+    help="Write every case's figures: FILE.json or FILE.csv.",
+)
+def evaluate(*, predictions: Path, labels: Path, tolerance_mm: float, output: Path | None) -> None:
+    """Score label maps: Dice, 95 % Hausdorff distance and surface Dice, by the Decathlon's definitions."""
+    from automonai import api, terminal
+
+    evaluation = api.evaluate(predictions, labels, tolerance_mm=tolerance_mm)
+    if output is not None:
+        from automonai.learning.scoring import write_evaluation
+
+        write_evaluation(evaluation, output)
+    click.echo(terminal.rendered(terminal.evaluation_table(evaluation)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,395 @@
+"""Preparing cases: cropped, resampled, cached on disk, and the way back to the original grid.
+
+Normalising is pointwise and is done when a patch is read, from the case's own statistics: so one cached volume, in the
+file's own unit and often in its small integer type, serves all normalisations. Volumes are (C, X, Y, Z) in RAS order.
+
+Resampling is linear with voxels as little boxes, both grids covering the same extent (torch's align_corners=False), so
+that sizes alone say where a voxel lies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+
+from automonai.domain.configuration import Crop, Normalisation
+from automonai.domain.dataset import Case, Dataset
+from automonai.domain.fingerprint import ChannelFacts, IntTriple, Triple
+from automonai.domain.records import Record
+from automonai.errors import DatasetError
+from automonai.imaging.checking import content_digest
+from automonai.imaging.measuring import Measures, measure, non_finite_count
+from automonai.imaging.reading import MAX_VOXELS, Volume, read_image, read_label
+from automonai.storage.local import write_whole
+
+FOREGROUND_SAMPLE = 5000
+"""Voxels per class whose coordinates are kept: enough to centre patches on, whatever the size of the structure."""
+
+_FORMAT = 1  # of a cached case; a change of what is computed must raise it
+_FOREGROUND_SEED = 20_250_101
+
+
+class Placement(Record):
+    """Where a prepared volume lies in the original RAS grid: a box of it, at another voxel size perhaps."""
+
+    shape_voxels: IntTriple
+    """Of the original volume."""
+    box_start: IntTriple
+    box_shape: IntTriple
+    prepared_shape: IntTriple
+    """Of the prepared volume, which covers exactly the box."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case as training and prediction read it.
+
+    Attributes:
+        id: Of the case.
+        image: (C, X, Y, Z), memory-mapped if cached; the file's own unit; integers if the file has them and nothing
+            was resampled, else float32.
+        label: (X, Y, Z) uint8 class indices; None without a label.
+        statistics: Of each channel, over the original voxels that are not background.
+        foreground: Class index to (n, 3) int32 coordinates of some of its voxels, at most FOREGROUND_SAMPLE.
+        spacing_mm: Voxel size of the prepared volume.
+        placement: How to go back.
+        background: Each channel's value where there is nothing; None if there is no background.
+    """
+
+    id: str
+    image: NDArray
+    label: NDArray[np.uint8] | None
+    statistics: tuple[ChannelFacts, ...]
+    foreground: dict[int, NDArray[np.int32]]
+    spacing_mm: Triple
+    placement: Placement
+    background: tuple[float, ...] | None
+
+
+class _CachedFacts(Record):
+    """What is stored beside a cached case's arrays."""
+
+    statistics: tuple[ChannelFacts, ...]
+    spacing_mm: Triple
+    placement: Placement
+    background: tuple[float, ...] | None
+
+
+def prepare_case(
+    dataset: Dataset, case: Case, *, spacing_mm: Triple | None, crop: Crop, cache_folder: Path
+) -> PreparedCase:
+    """Return a case from the cache, preparing it first if it is not there.
+
+    Whoever comes second waits for the first one's work. What a killed process left is removed by the next one.
+
+    Args:
+        dataset: Which says where the case's files lie and what label values there are.
+        case: With or without a label.
+        spacing_mm: Voxel size to resample to; None keeps the case's own.
+        crop: Whether to keep only the box around what is not background.
+        cache_folder: Any number of processes may share it.
+
+    Raises:
+        DatasetError: If the case's files cannot be read; `check_dataset` tells more.
+    """
+    key = _cache_key(dataset, case, spacing_mm, crop, cache_folder)
+    folder = cache_folder / key
+    if not folder.is_dir():
+        with _locked(cache_folder / "locks" / key):
+            if not folder.is_dir():
+                label_path = dataset.label_path(case) if case.label else None
+                label = read_label(label_path, sorted(dataset.labels)) if label_path else None
+                volume = read_image(dataset.image_paths(case))
+                _store(_prepare(case.id, volume, label, spacing_mm=spacing_mm, crop=crop), folder)
+    return _load(case.id, folder)
+
+
+def prepare_image(volume: Volume, *, spacing_mm: Triple | None, crop: Crop) -> PreparedCase:
+    """Prepare an image for prediction: as `prepare_case` does, without label and cache.
+
+    Raises:
+        DatasetError: If a voxel is NaN or infinite.
+    """
+    return _prepare("", volume, None, spacing_mm=spacing_mm, crop=crop)
+
+
+def normalise(
+    image: NDArray, *, normalisation: Normalisation, statistics: Sequence[ChannelFacts]
+) -> NDArray[np.float32]:
+    """Scale intensities voxel by voxel, so that a patch gets what the whole volume would give it.
+
+    Args:
+        image: (C, ...) in the file's own unit; is not changed.
+        normalisation: Which scale.
+        statistics: Of the case the image is from, one per channel.
+
+    Returns:
+        A new array of the same shape.
+    """
+    result = np.array(image, np.float32)
+    for channel, facts in zip(result, statistics, strict=True):
+        match normalisation:
+            case Normalisation.NONE:
+                continue
+            case Normalisation.ZSCORE:
+                offset, scale = facts.mean, facts.std
+            case Normalisation.PERCENTILE_ZSCORE:
+                np.minimum(channel, np.float32(facts.percentile_99_5), out=channel)
+                offset = facts.mean if facts.clipped_mean is None else facts.clipped_mean
+                scale = facts.std if facts.clipped_std is None else facts.clipped_std
+            case Normalisation.MINMAX:
+                np.clip(channel, np.float32(facts.minimum), np.float32(facts.maximum), out=channel)
+                offset, scale = facts.minimum, facts.maximum - facts.minimum
+        channel -= np.float32(offset)
+        channel /= np.float32(scale) if scale > 1e-8 * max(1.0, abs(offset)) else np.float32(1)
+    return result
+
+
+def restore(prediction: NDArray, placement: Placement) -> NDArray[np.uint8]:
+    """Bring a prediction back to the original RAS grid; outside of the box is background.
+
+    Args:
+        prediction: (X, Y, Z) class indices, restored by nearest neighbour, or (K, X, Y, Z) probabilities, interpolated
+            linearly before each voxel takes its most likely class.
+        placement: Of the prepared image.
+
+    Returns:
+        (X, Y, Z) class indices.
+    """
+    result = np.zeros(placement.shape_voxels, np.uint8)
+    if prediction.ndim == 4:
+        for start, slab in restore_probabilities(prediction, placement):
+            result[start : start + slab.shape[1]] = slab.argmax(axis=0)
+        return result
+    nearest = [
+        ((2 * np.arange(box) + 1) * prepared) // (2 * box)
+        for box, prepared in zip(placement.box_shape, placement.prepared_shape, strict=True)
+    ]
+    result[_box_slices(placement)] = prediction[np.ix_(*nearest)]
+    return result
+
+
+def restore_probabilities(
+    probabilities: NDArray, placement: Placement, slab: int = 16
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield probabilities on the original RAS grid, slab by slab along x, so that they never exist as a whole.
+
+    Args:
+        probabilities: (K, X, Y, Z) on the prepared grid, memory-mapped perhaps, of any float type.
+        placement: Of the prepared image.
+        slab: Planes of the original grid per piece.
+
+    Yields:
+        First plane, and (K, planes, Y, Z) float32; outside of the box class 0 has 1.
+    """
+    classes = probabilities.shape[0]
+    full_x, full_y, full_z = placement.shape_voxels
+    box_x, box_y, box_z = _box_slices(placement)
+    for start in range(0, full_x, slab):
+        stop = min(start + slab, full_x)
+        result = np.zeros((classes, stop - start, full_y, full_z), np.float32)
+        result[0] = 1
+        first, last = max(start, box_x.start), min(stop, box_x.stop)
+        if first < last:
+            planes = np.arange(first, last) - box_x.start
+            result[:, first - start : last - start, box_y, box_z] = _planes(probabilities, placement, planes)
+        yield start, result
+
+
+def _planes(probabilities: NDArray, placement: Placement, planes: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the box's planes (K, planes, Y, Z), interpolated linearly along x, then in the plane."""
+    box, prepared = placement.box_shape, placement.prepared_shape
+    if box == prepared:
+        return np.asarray(probabilities[:, planes], np.float32)
+    position = np.clip((planes + 0.5) * prepared[0] / box[0] - 0.5, 0, prepared[0] - 1)
+    lower = np.floor(position).astype(np.int64)
+    weight = (position - lower).astype(np.float32)[:, None, None]
+    base = lower[0]
+    needed = np.asarray(probabilities[:, base : lower[-1] + 2], np.float32)
+    upper = np.minimum(lower + 1, prepared[0] - 1)
+    mixed = needed[:, lower - base] * (1 - weight) + needed[:, upper - base] * weight
+    plane = interpolate(torch.from_numpy(mixed), size=box[1:], mode="bilinear", align_corners=False)
+    return np.asarray(plane.numpy())
+
+
+def _box_slices(placement: Placement) -> tuple[slice, slice, slice]:
+    x, y, z = (slice(start, start + side) for start, side in zip(placement.box_start, placement.box_shape, strict=True))
+    return x, y, z
+
+
+def _prepare(
+    case_id: str, volume: Volume, label: NDArray[np.uint8] | None, *, spacing_mm: Triple | None, crop: Crop
+) -> PreparedCase:
+    if any(non_finite_count(channel) for channel in volume.voxels):
+        raise DatasetError([f"{case_id or 'image'}: has voxels that are NaN or infinite"])
+    measures = measure(volume.voxels, label)
+    placement = _place(volume, measures, spacing_mm, crop)
+    box = _box_slices(placement)
+    image = _resample_image(volume.voxels[(slice(None), *box)], placement.prepared_shape)
+    prepared_label = None if label is None else _resample_label(label[box], placement.prepared_shape)
+    is_kept = placement.prepared_shape == placement.box_shape
+    return PreparedCase(
+        id=case_id,
+        image=image,
+        label=prepared_label,
+        statistics=measures.channels,
+        foreground={} if prepared_label is None else _foreground(prepared_label),
+        spacing_mm=volume.spacing_mm if is_kept or spacing_mm is None else spacing_mm,
+        placement=placement,
+        background=measures.background,
+    )
+
+
+def _place(volume: Volume, measures: Measures, spacing_mm: Triple | None, crop: Crop) -> Placement:
+    x, y, z = volume.voxels.shape[1:]
+    shape = (x, y, z)
+    start, box = ((0, 0, 0), shape) if crop is Crop.NONE else (measures.box_start, measures.box_shape)
+    target = spacing_mm or volume.spacing_mm
+    px, py, pz = (
+        max(1, round(side * own / wanted)) for side, own, wanted in zip(box, volume.spacing_mm, target, strict=True)
+    )
+    if px * py * pz > MAX_VOXELS:
+        raise DatasetError(
+            [f"resampling {box} voxels of {volume.spacing_mm} mm to {target} mm gives more than {MAX_VOXELS} voxels"]
+        )
+    return Placement(shape_voxels=shape, box_start=start, box_shape=box, prepared_shape=(px, py, pz))
+
+
+def _resample_image(image: NDArray, shape: IntTriple) -> NDArray:
+    """Return the image on a grid of that shape, one channel at a time as float32; unchanged if it has that shape."""
+    if image.shape[1:] == shape:
+        return image
+    result = np.empty((len(image), *shape), np.float32)
+    for channel, resampled in zip(image, result, strict=True):
+        resampled[...] = _linear(channel, shape)
+    return result
+
+
+def _resample_label(label: NDArray[np.uint8], shape: IntTriple) -> NDArray[np.uint8]:
+    """Return each voxel's most likely class, memberships interpolated linearly; classes go through one by one."""
+    if label.shape == shape:
+        return label
+    result = np.zeros(shape, np.uint8)
+    best = np.zeros(shape, np.float32)
+    for index in np.unique(label):
+        membership = _linear(label == index, shape)
+        wins = membership > best
+        result[wins] = index
+        np.maximum(best, membership, out=best)
+    return result
+
+
+def _linear(volume: NDArray, shape: IntTriple) -> NDArray[np.float32]:
+    tensor = torch.from_numpy(np.array(volume, np.float32, order="C"))
+    resampled = interpolate(tensor[None, None], size=shape, mode="trilinear", align_corners=False)
+    return np.asarray(resampled[0, 0].numpy())
+
+
+def _foreground(label: NDArray[np.uint8]) -> dict[int, NDArray[np.int32]]:
+    """Draw the coordinates of each class's voxels; the seed is fixed, so that a cache built again is the same."""
+    generator = np.random.default_rng(_FOREGROUND_SEED)
+    flat = np.ascontiguousarray(label).ravel()
+    found = {}
+    for index in np.flatnonzero(np.bincount(flat[flat > 0], minlength=1)):
+        positions = np.flatnonzero(flat == index)
+        if len(positions) > FOREGROUND_SAMPLE:
+            positions = np.sort(generator.choice(positions, FOREGROUND_SAMPLE, replace=False))
+        found[int(index)] = np.stack(np.unravel_index(positions, label.shape), axis=1).astype(np.int32)
+    return found
+
+
+def _cache_key(dataset: Dataset, case: Case, spacing_mm: Triple | None, crop: Crop, cache_folder: Path) -> str:
+    """Return the cache entry's name: a hash of the files' bytes and of every choice that shapes the arrays."""
+    paths = [*dataset.image_paths(case), *([dataset.label_path(case)] if case.label else [])]
+    parts = [
+        _FORMAT,
+        [_remembered_digest(path, cache_folder) for path in paths],
+        sorted(dataset.labels) if case.label else None,
+        spacing_mm,
+        crop.value,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _remembered_digest(path: Path, cache_folder: Path) -> str:
+    """Return the file's SHA-256, from a note if it has not changed since: every start would hash all cases again."""
+    try:
+        status = path.stat()
+        identity = f"{path.resolve()} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
+        note = cache_folder / "digests" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+        if note.is_file():
+            return note.read_text(encoding="ascii")
+        digest = content_digest([path])
+    except OSError as error:
+        raise DatasetError([f"{path}: cannot be read: {error.strerror or error}"]) from error
+    write_whole(note, lambda stream: stream.write(digest.encode("ascii")))
+    return digest
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the file's lock, which the system takes back if this process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _store(prepared: PreparedCase, folder: Path) -> None:
+    """Write a cache entry beside its place and rename it; the caller holds its lock."""
+    temporary = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _save(temporary / "image.npy", prepared.image)
+    if prepared.label is not None:
+        _save(temporary / "label.npy", prepared.label)
+    rows = [np.insert(places, 0, index, axis=1) for index, places in prepared.foreground.items()]
+    _save(temporary / "foreground.npy", np.concatenate([np.empty((0, 4), np.int32), *rows]))
+    facts = _CachedFacts(
+        statistics=prepared.statistics,
+        spacing_mm=prepared.spacing_mm,
+        placement=prepared.placement,
+        background=prepared.background,
+    )
+    write_whole(temporary / "case.json", lambda stream: stream.write(facts.model_dump_json().encode()))
+    temporary.rename(folder)
+
+
+def _save(path: Path, array: NDArray) -> None:
+    """Write an array in C order, layer by layer, so that no second copy of it is held; synced to the disk."""
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in array:
+            for layer in part if array.ndim == 4 else [part]:
+                stream.write(np.ascontiguousarray(layer).data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _load(case_id: str, folder: Path) -> PreparedCase:
+    facts = _CachedFacts.model_validate_json((folder / "case.json").read_text(encoding="utf-8"))
+    label = folder / "label.npy"
+    rows = np.load(folder / "foreground.npy")
+    return PreparedCase(
+        id=case_id,
+        image=np.load(folder / "image.npy", mmap_mode="r"),
+        label=np.load(label, mmap_mode="r") if label.is_file() else None,
+        statistics=facts.statistics,
+        foreground={int(index): rows[rows[:, 0] == index, 1:] for index in np.unique(rows[:, 0])},
+        spacing_mm=facts.spacing_mm,
+        placement=facts.placement,
+        background=facts.background,
+    )

@@ -1,0 +1,307 @@
+"""Sliding windows over a volume that may be larger than memory.
+
+Axes: image_CXYZ (the file's own unit), image_BCXYZ (normalised), logits_BKXYZ, logits_MKXYZ (M networks, K classes).
+
+MONAI's `SlidingWindowInferer` is the reference, and a test holds the results equal to it. It is not used itself because
+it takes the whole volume as float32 and keeps all of its logits and weights until the end; here the windows are
+normalised one by one, several networks share one reading, and planes leave as soon as no further window touches them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+import torch
+from monai.data.utils import compute_importance_map
+
+from automonai.domain.fingerprint import ChannelFacts, IntTriple
+from automonai.domain.plan import Plan
+from automonai.imaging.preprocessing import normalise
+
+BACKGROUND_LOGIT = 30.0
+"""Logit of class 0 where no window was predicted: its probability is 1 to float32 precision, and logits stay finite."""
+
+IN_MEMORY_BYTES = 512 * 2**20
+"""Larger results are backed by a temporary file, whose pages the system may write out."""
+
+_WORKSPACE_BYTES = 64 * 2**20
+"""What oneDNN keeps for itself."""
+
+_BATCH_VOXELS = 2**17
+_BATCH_VOXELS_CUDA = 2**21
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How windows are laid and run; `overlap` is a share of the patch, the rest is where and how it is computed."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    """Of the convolutions (autocast); sums are float32."""
+    overlap: float = 0.5
+    flip_axes: tuple[int, ...] = ()
+    """Spatial axes (0, 1, 2); the logits are the mean over all combinations of flips."""
+    batch_windows: int | None = None
+    """None: about 131,072 voxels a batch on a CPU, two million on a GPU."""
+    background: tuple[float, ...] | None = None
+    """Intensity of each channel where there is nothing; windows of only that are not predicted. None: all are."""
+
+    def batch_size(self, patch_voxels: IntTriple) -> int:
+        """Return how many windows of that size go through the network at once."""
+        limit = _BATCH_VOXELS if self.device.type == "cpu" else _BATCH_VOXELS_CUDA
+        return self.batch_windows or max(1, limit // prod(patch_voxels))
+
+
+@dataclass(frozen=True)
+class LogitSlab:
+    """Finished planes `start` to `stop` of the first axis: logits_MKXYZ float32, in the order of the networks."""
+
+    start: int
+    stop: int
+    logits: np.ndarray
+
+
+def sliding_window_logits(
+    network: torch.nn.Module,
+    image: np.ndarray,
+    *,
+    plan: Plan,
+    statistics: Sequence[ChannelFacts],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    overlap: float = 0.5,
+    flip_axes: tuple[int, ...] = (),
+    batch_windows: int | None = None,
+    background: tuple[float, ...] | None = None,
+) -> np.ndarray:
+    """Predict a volume by Gaussian-weighted windows.
+
+    Args:
+        network: Maps image_BCXYZ to logits_BKXYZ; in evaluation mode, on `device`.
+        image: image_CXYZ in the file's own unit, memory-mapped or not; windows are normalised as they are read.
+        plan: Gives the patch and the normalisation.
+        statistics: Of the image's channels.
+        device: Where the network runs.
+        dtype: Of the convolutions.
+        overlap: Of neighbouring windows, as a share of the patch.
+        flip_axes: Spatial axes of the test-time flips.
+        batch_windows: Windows at once; None fits the device.
+        background: Intensity per channel of what is not worth predicting; None predicts every window.
+
+    Returns:
+        logits_KXYZ float32; backed by a temporary file if larger than 512 MiB.
+    """
+    settings = WindowSettings(device, dtype, overlap, flip_axes, batch_windows, background)
+    logits = scratch_array((plan.network.out_channels, *image.shape[1:]), np.float32)
+    for slab in logit_slabs([network], image, plan=plan, statistics=statistics, settings=settings):
+        logits[:, slab.start : slab.stop] = slab.logits[0]
+    return logits
+
+
+@torch.inference_mode()
+def logit_slabs(
+    networks: Sequence[torch.nn.Module],
+    image: np.ndarray,
+    *,
+    plan: Plan,
+    statistics: Sequence[ChannelFacts],
+    settings: WindowSettings,
+) -> Iterator[LogitSlab]:
+    """Yield the planes of a volume along its first axis as they are finished, predicted by every network.
+
+    Reading, normalising and cutting windows happens once for all networks, which must share the plan's patch,
+    normalisation and classes. The memory needed is `prediction_memory_bytes`.
+    """
+    grid = _Grid.over(image.shape[1:], plan, settings.overlap)
+    sums = _Sums(len(networks), plan.network.out_channels, grid, settings.device)
+    batch_size = settings.batch_size(grid.patch)
+    for index, start in enumerate(grid.starts[0]):
+        windows = _windows(image, start, grid, plan, statistics, settings.background)
+        while batch := tuple(itertools.islice(windows, batch_size)):
+            image_BCXYZ = torch.from_numpy(np.stack([window for _, window in batch])).to(settings.device)
+            for number, network in enumerate(networks):
+                logits_BKXYZ = _flipped_mean(network, image_BCXYZ, settings)
+                for (position, _), logits_KXYZ in zip(batch, logits_BKXYZ, strict=True):
+                    sums.add(number, position, logits_KXYZ)
+        is_last = index + 1 == len(grid.starts[0])
+        planes = grid.patch[0] if is_last else grid.starts[0][index + 1] - start
+        yield grid.unpadded(start, sums.finish(planes))
+
+
+def prediction_memory_bytes(shape: Sequence[int], plan: Plan, *, networks: int = 1, batch_windows: int = 1) -> int:
+    """Return what `logit_slabs` needs at most beside the process and the networks' weights.
+
+    That is the sums of one patch's thickness over the volume's cross-section (three times for a moment, when planes
+    are finished) and the activations of one batch: six times each level's features in float32, a bound that held for
+    five networks of 32 to 256 channels on a CPU.
+
+    Args:
+        shape: Of the volume, (x, y, z) voxels.
+        plan: Of the networks.
+        networks: How many share one reading.
+        batch_windows: Windows at once.
+    """
+    patch, classes = plan.patch_voxels, plan.network.out_channels
+    section = prod(max(side, length) for side, length in zip(patch[1:], shape[1:], strict=True))
+    sums = (networks * classes + 1) * patch[0] * section * 4 * 3
+    return sums + batch_windows * _activation_bytes(plan)
+
+
+def scratch_array(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Return an array of zeros; above 512 MiB it is backed by an unnamed temporary file that goes with it."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY_BYTES:
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile() as file:
+        file.truncate(size)
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+
+
+def _activation_bytes(plan: Plan) -> int:
+    network, voxels = plan.network, prod(plan.patch_voxels)
+    features = (network.in_channels + network.out_channels) * voxels
+    for channels, stride in zip(network.channels, (*network.strides, 1), strict=True):
+        voxels = max(1, voxels // stride**network.spatial_dims)
+        features += channels * voxels
+    return 6 * 4 * features + _WORKSPACE_BYTES
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where windows lie in a volume that is padded, evenly on both sides, to at least one patch."""
+
+    shape: IntTriple
+    patch: IntTriple
+    padding: IntTriple
+    """Voxels before the volume."""
+    padded: IntTriple
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    weighed: IntTriple
+    """The extent of the Gaussian weights: the patch, or one slice of it."""
+
+    @classmethod
+    def over(cls, shape: Sequence[int], plan: Plan, overlap: float) -> _Grid:
+        patch = plan.patch_voxels
+        padded = [max(length, side) for length, side in zip(shape, patch, strict=True)]
+        overlaps, weighed = [overlap] * 3, list(patch)
+        if plan.network.spatial_dims == 2:
+            # A slice's prediction is the same in whichever window it lies: none is predicted for its neighbours' sake.
+            overlaps[plan.slice_axis], weighed[plan.slice_axis] = 0.0, 1
+        x, y, z = (_axis_starts(*numbers) for numbers in zip(padded, patch, overlaps, strict=True))
+        before = [(length - own) // 2 for length, own in zip(padded, shape, strict=True)]
+        return cls(_triple(shape), patch, _triple(before), _triple(padded), (x, y, z), _triple(weighed))
+
+    def cut(self, position: IntTriple) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Return what of the volume lies in the window at `position`, and where in the window that is."""
+        source, target = [], []
+        for start, side, length, before in zip(position, self.patch, self.shape, self.padding, strict=True):
+            first, last = max(0, start - before), min(length, start - before + side)
+            source.append(slice(first, last))
+            target.append(slice(first - start + before, last - start + before))
+        return tuple(source), tuple(target)
+
+    def unpadded(self, start: int, logits: np.ndarray) -> LogitSlab:
+        """Return finished planes of the padded volume as planes of the volume itself."""
+        first = max(0, start - self.padding[0])
+        skipped = first + self.padding[0] - start
+        last = min(self.shape[0], start - self.padding[0] + logits.shape[2])
+        y, z = (slice(before, before + length) for before, length in zip(self.padding[1:], self.shape[1:], strict=True))
+        return LogitSlab(first, last, logits[:, :, skipped : skipped + last - first, y, z])
+
+
+class _Sums:
+    """Weighted logits and weights of one patch's thickness; plane 0 is the first one that is not finished."""
+
+    def __init__(self, networks: int, classes: int, grid: _Grid, device: torch.device) -> None:
+        section = (grid.patch[0], *grid.padded[1:])
+        self._logits = torch.zeros((networks, classes, *section), device=device)
+        self._weights = torch.zeros((networks, *section), device=device)
+        self._importance = _importance_map(grid.weighed, device).expand(grid.patch)
+
+    def add(self, network: int, position: IntTriple, logits_KXYZ: torch.Tensor) -> None:
+        y, z = (slice(start, start + side) for start, side in zip(position[1:], logits_KXYZ.shape[2:], strict=True))
+        self._logits[network, :, :, y, z].addcmul_(logits_KXYZ.float(), self._importance)
+        self._weights[network, :, y, z] += self._importance
+
+    def finish(self, planes: int) -> np.ndarray:
+        """Return the mean logits of the first planes, and move the others to the front."""
+        weights = self._weights[:, None, :planes]
+        finished = self._logits[:, :, :planes] / weights.clamp(min=1e-6)
+        missing = weights[:, 0] == 0
+        if missing.any():
+            finished[:, 0].masked_fill_(missing, BACKGROUND_LOGIT)
+        for sums, axis in ((self._logits, 2), (self._weights, 1)):
+            kept = sums.shape[axis] - planes
+            if kept:
+                sums.narrow(axis, 0, kept).copy_(sums.narrow(axis, planes, kept).clone())
+            sums.narrow(axis, kept, planes).zero_()
+        return finished.cpu().numpy()
+
+
+def _windows(
+    image: np.ndarray,
+    start: int,
+    grid: _Grid,
+    plan: Plan,
+    statistics: Sequence[ChannelFacts],
+    background: tuple[float, ...] | None,
+) -> Iterator[tuple[IntTriple, np.ndarray]]:
+    """Yield position and normalised image_CXYZ of the windows at one place of the first axis that hold anything."""
+    for y, z in itertools.product(*grid.starts[1:]):
+        source, target = grid.cut((start, y, z))
+        raw = np.asarray(image[(slice(None), *source)])
+        if background is not None and _is_background(raw, background):
+            continue
+        window = normalise(raw, normalisation=plan.configuration.normalisation, statistics=statistics)
+        if raw.shape[1:] != grid.patch:
+            padded = np.zeros((raw.shape[0], *grid.patch), np.float32)
+            padded[(slice(None), *target)] = window
+            window = padded
+        yield (start, y, z), window
+
+
+def _is_background(raw: np.ndarray, background: tuple[float, ...]) -> bool:
+    return all(bool((channel == value).all()) for channel, value in zip(raw, background, strict=True))
+
+
+def _flipped_mean(network: torch.nn.Module, image_BCXYZ: torch.Tensor, settings: WindowSettings) -> torch.Tensor:
+    autocasts = settings.dtype != torch.float32
+    total: torch.Tensor | None = None
+    flips = list(_combinations(settings.flip_axes))
+    with torch.autocast(settings.device.type, dtype=settings.dtype if autocasts else None, enabled=autocasts):
+        for axes in flips:
+            logits_BKXYZ = network(image_BCXYZ.flip(axes) if axes else image_BCXYZ)
+            logits_BKXYZ = logits_BKXYZ.flip(axes).float() if axes else logits_BKXYZ
+            total = logits_BKXYZ if total is None else total + logits_BKXYZ
+    assert total is not None
+    return total / len(flips) if len(flips) > 1 else total
+
+
+def _combinations(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yield the dimensions of image_BCXYZ that each flip reverses, the empty flip first."""
+    for count in range(len(axes) + 1):
+        for chosen in itertools.combinations(axes, count):
+            yield tuple(axis + 2 for axis in chosen)
+
+
+def _axis_starts(length: int, side: int, overlap: float) -> tuple[int, ...]:
+    """Return MONAI's positions: a fixed step, the last window moved back to the border."""
+    step = side if length == side else max(1, int(side * (1 - overlap)))
+    count = 1 + -(-(length - side) // step)
+    return tuple(min(index * step, length - side) for index in range(count))
+
+
+@lru_cache(maxsize=4)
+def _importance_map(sides: IntTriple, device: torch.device) -> torch.Tensor:
+    return compute_importance_map(sides, mode="gaussian", sigma_scale=0.125, device=device).float()
+
+
+def _triple(numbers: Sequence[int]) -> IntTriple:
+    x, y, z = (int(number) for number in numbers)
+    return (x, y, z)

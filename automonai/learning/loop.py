@@ -1,0 +1,384 @@
+"""The training loop: read ahead, step, average, validate, commit.
+
+Axes: image_BCXYZ, label_BXYZ, logits_BKXYZ.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean, median
+
+import torch
+from torch import Tensor, nn
+
+from automonai.domain.plan import Plan
+from automonai.domain.run import CurvePoint
+from automonai.domain.seeds import derive_seed
+from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
+from automonai.imaging.augmentation import Augmentation, augment
+from automonai.imaging.patches import PatchReader
+from automonai.learning.checkpoint import Checkpoint, PlateauState, Progress, cpu_state
+from automonai.learning.losses import Loss
+from automonai.learning.precision import Precision
+from automonai.learning.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+_GRADIENT_NORM = 12.0  # nnU-Net's
+_DECAY_POWER = 0.9  # nnU-Net's
+_AVERAGE_STEPS = 10  # the average's window is a tenth of the steps taken
+_PLATEAU_EPOCHS = 30
+_PLATEAU_PROGRESS = 1e-4
+_PLATEAU_DIVISOR = 5.0
+_WARM_UP_STEPS = 2
+_MEASURED_STEPS = 6
+_RECENT_STEPS = 100
+_FORWARD_SHARE = 0.35  # of a training step that a prediction of the same voxels takes
+_COMMIT_SECONDS = 3.0
+_REFIT_VALIDATIONS = 4
+
+MakeBatch = Callable[[int], tuple[Tensor, Tensor]]
+"""From a step to its image_BCXYZ and label_BXYZ, on the device that trains."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What a run's loop is told beside its plan."""
+
+    epochs: int
+    """Train until the trial has had so many."""
+    validation_every_epochs: int
+    decay: bool = False
+    """Decay the learning rate to zero over the run's length."""
+    deadline: float | None = None
+    """Reading of the clock at which everything must be done."""
+    max_seconds_per_epoch: float | None = None
+    validation_windows: int = 0
+    """Windows that a validation predicts: foretells its cost before the first one."""
+
+
+class Trainer:
+    """A network, its average and its optimiser, moved together by `update`."""
+
+    def __init__(
+        self, plan: Plan, network: nn.Module, *, loss_of: Loss, precision: Precision, progress: Progress
+    ) -> None:
+        """Take the network, which is on the precision's device, and make its optimiser and average.
+
+        Args:
+            plan: Gives learning rate and weight decay.
+            network: Is trained in place.
+            loss_of: Of logits and labels.
+            precision: Of the forward pass.
+            progress: Where the training starts.
+        """
+        self.plan = plan
+        self.network = network
+        self.forward: Callable[[Tensor], Tensor] = network
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.loss_of = loss_of
+        self.precision = precision
+        self.progress = progress
+        self._parameters: list[Tensor] = list(network.parameters())
+        self._averaged: list[Tensor] = list(self.average.parameters())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=plan.configuration.learning_rate,
+            weight_decay=plan.configuration.weight_decay,
+        )
+        self._scaler = precision.scaler()
+
+    def update(self, image_BCXYZ: Tensor, label_BXYZ: Tensor, *, learning_rate: float) -> float:
+        """Make one step and return its loss.
+
+        Raises:
+            NonFiniteLossError: If the loss or the gradient is NaN or infinite; the weights are as they were.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        with self.precision.autocast():
+            logits_BKXYZ = self.forward(image_BCXYZ)
+        loss = self.loss_of(logits_BKXYZ.float(), label_BXYZ)
+        value = loss.item()
+        self._refuse_non_finite("loss", value)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, _GRADIENT_NORM)
+        if not self._scaler.is_enabled():  # a scaler meets infinite gradients itself: it skips the step
+            self._refuse_non_finite("gradient", norm.item())
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._advance(value)
+        return value
+
+    def checkpoint(self) -> Checkpoint:
+        """Return a copy of all state on the CPU."""
+        return Checkpoint(
+            plan=self.plan,
+            progress=self.progress,
+            network={key: value.cpu().clone() for key, value in self.network.state_dict().items()},
+            average={key: value.cpu().clone() for key, value in self.average.state_dict().items()},
+            optimizer=cpu_state(self._optimizer.state_dict()),
+            scaler=cpu_state(self._scaler.state_dict()),
+        )
+
+    def restore(self, checkpoint: Checkpoint, progress: Progress) -> None:
+        """Go on from a checkpoint, bit for bit; `progress` says where this run stands in it."""
+        self.network.load_state_dict(checkpoint.network)
+        self.average.load_state_dict(checkpoint.average)
+        self._optimizer.load_state_dict(checkpoint.optimizer)
+        if checkpoint.scaler:
+            self._scaler.load_state_dict(checkpoint.scaler)
+        self.progress = progress
+
+    def _refuse_non_finite(self, what: str, value: float) -> None:
+        if not isfinite(value):
+            raise NonFiniteLossError(
+                f"the {what} became {value} in step {self.progress.step + 1} (epoch {self.progress.epoch}) with loss"
+                f" {self.plan.configuration.loss} and learning rate {self.plan.configuration.learning_rate:g};"
+                " a lower learning rate or another loss may help"
+            )
+
+    def _advance(self, loss: float) -> None:
+        progress = self.progress
+        self.progress = progress.model_copy(
+            update={"step": progress.step + 1, "epoch_loss_sum": progress.epoch_loss_sum + loss}
+        )
+        weight = _AVERAGE_STEPS / (self.progress.step + _AVERAGE_STEPS)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averaged, self._parameters, weight)
+
+
+def batch_source(reader: PatchReader, augmentation: Augmentation, *, seed: int, device: torch.device) -> MakeBatch:
+    """Return what makes the augmented batch of a step from the step alone, on the device."""
+
+    def make(step: int) -> tuple[Tensor, Tensor]:
+        batch = reader.read(step)
+        return augment(
+            batch.image_BCXYZ.to(device),
+            batch.label_BXYZ.to(device),
+            augmentation=augmentation,
+            spacing_B3=batch.spacing_B3,
+            seed=derive_seed(seed, "augmentation", step),
+        )
+
+    return make
+
+
+def read_ahead(make: MakeBatch, first_step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield the batches of `first_step` and on, the next one being made in a thread meanwhile; close it when done."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        pending = pool.submit(make, first_step)
+        for step in _count(first_step + 1):
+            batch = pending.result()
+            pending = pool.submit(make, step)
+            yield batch
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)  # the thread's own number was torch's default for new threads, too
+
+
+def _count(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+def train(
+    trainer: Trainer,
+    make_batch: MakeBatch,
+    *,
+    settings: LoopSettings,
+    validate: Callable[[nn.Module], Validation],
+    commit: Callable[[Trainer], None],
+    stop: threading.Event,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Train to the end of the run; every validation is followed by a commit.
+
+    Args:
+        trainer: Fresh, or restored from a checkpoint.
+        make_batch: The batch of a step; called ahead from one other thread.
+        settings: Length, schedule, deadline.
+        validate: Scores the averaged network.
+        commit: Saves the trainer's state.
+        stop: Ends the run after the step at hand.
+        clock: In seconds.
+
+    Raises:
+        NonFiniteLossError: If the loss or the gradient became NaN or infinite.
+        TooSlowError: If the first steps foretell more than `max_seconds_per_epoch`.
+        StopRequestedError: If `stop` was set; the state was committed before.
+    """
+    pace = _Pace(settings, trainer.progress, patches_per_step=trainer.plan.batch_size, clock=clock)
+    with closing(read_ahead(make_batch, trainer.progress.step)) as batches:
+        while not trainer.progress.is_finished:
+            if stop.is_set():
+                trainer.progress = pace.stamped(trainer.progress)
+                commit(trainer)
+                raise StopRequestedError(f"stopped after step {trainer.progress.step}; the state is saved")
+            image_BCXYZ, label_BXYZ = next(batches)
+            rate = learning_rate(trainer.plan, trainer.progress, pace.total_steps if settings.decay else None)
+            trainer.update(image_BCXYZ, label_BXYZ, learning_rate=rate)
+            pace.count(trainer.progress)
+            if _ends_epoch(trainer.progress) or trainer.progress.step >= pace.total_steps:
+                _end_epoch(trainer, pace, validate, commit)
+
+
+def learning_rate(plan: Plan, progress: Progress, total_steps: int | None) -> float:
+    """Return the rate of the next step: polynomial to zero at `total_steps`, or, with None, as the plateau left it."""
+    base = plan.configuration.learning_rate
+    if total_steps is None:
+        return float(base / _PLATEAU_DIVISOR**progress.plateau.divisions)
+    left = max(0.0, 1 - progress.step / max(1, total_steps))
+    return float(base * left**_DECAY_POWER)
+
+
+def after_epoch(plateau: PlateauState, loss: float) -> PlateauState:
+    """Return the plateau's state after an epoch's mean loss: divide by 5 after 30 epochs without 0.01 % of progress."""
+    best = plateau.best_loss
+    if best is None or loss < best - abs(best) * _PLATEAU_PROGRESS:
+        return PlateauState(best_loss=loss, divisions=plateau.divisions)
+    waited = plateau.epochs_without_progress + 1
+    if waited < _PLATEAU_EPOCHS:
+        return plateau.model_copy(update={"epochs_without_progress": waited})
+    return PlateauState(best_loss=best, divisions=plateau.divisions + 1)
+
+
+def fitted_steps(*, step: int, most_steps: int, seconds_left: float, seconds_per_step: float) -> int:
+    """Return the step at which training must end to use the time that is left, at most `most_steps`."""
+    affordable = int(max(0.0, seconds_left) / seconds_per_step) if seconds_per_step > 0 else most_steps
+    return max(1, min(most_steps, step + affordable))
+
+
+def _ends_epoch(progress: Progress) -> bool:
+    return progress.step % progress.steps_per_epoch == 0
+
+
+def _end_epoch(
+    trainer: Trainer,
+    pace: _Pace,
+    validate: Callable[[nn.Module], Validation],
+    commit: Callable[[Trainer], None],
+) -> None:
+    """Close the books of an epoch; validate and commit if it is time or the run is over."""
+    progress = trainer.progress
+    steps = progress.step % progress.steps_per_epoch or progress.steps_per_epoch
+    loss = progress.epoch_loss_sum / steps
+    is_last = progress.step >= pace.total_steps
+    trainer.progress = progress.model_copy(
+        update={"epoch_loss_sum": 0.0, "plateau": after_epoch(progress.plateau, loss)}
+    )
+    if is_last or pace.is_time_to_validate(progress):
+        scores = validate(trainer.average)
+        pace.validation_seconds = scores.seconds
+        stamped = pace.stamped(trainer.progress)
+        point = CurvePoint(
+            epoch=stamped.epoch,
+            seconds=stamped.seconds,
+            training_loss=loss,
+            validation_loss=scores.loss,
+            dice=scores.dice,
+        )
+        trainer.progress = stamped.model_copy(update={"curve": (*stamped.curve, point), "is_finished": is_last})
+        commit(trainer)
+        logger.info(
+            "epoch=%d loss=%.4f validation_loss=%.4f dice=%.4f seconds=%.1f",
+            point.epoch,
+            point.training_loss,
+            point.validation_loss,
+            point.mean_dice,
+            point.seconds,
+        )
+    pace.resume()
+
+
+class _Pace:
+    """How fast the steps go, and what follows from it: where the run ends, and whether it is too slow."""
+
+    def __init__(
+        self, settings: LoopSettings, start: Progress, *, patches_per_step: int, clock: Callable[[], float]
+    ) -> None:
+        self.settings = settings
+        self.total_steps = settings.epochs * start.steps_per_epoch
+        self.validation_seconds: float | None = None
+        self._patches_per_step = patches_per_step
+        self._clock = clock
+        self._seconds_before = start.seconds
+        self._began = self._last = clock()
+        self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._counted = 0
+
+    def count(self, progress: Progress) -> None:
+        """Take a step's time; fit the run's length to the deadline, and hold the run to its cap."""
+        now = self._clock()
+        self._counted += 1
+        if self._counted > _WARM_UP_STEPS:
+            self._recent.append(now - self._last)
+        self._last = now
+        if self._counted == _WARM_UP_STEPS + _MEASURED_STEPS:
+            self._refuse_if_too_slow(progress)
+        if self.settings.deadline is not None and self._recent:
+            self._fit(progress, now)
+
+    def resume(self) -> None:
+        """Leave what happened since the last step out of the steps' times."""
+        self._last = self._clock()
+
+    def stamped(self, progress: Progress) -> Progress:
+        """Return the progress with the trial's time until now."""
+        return progress.model_copy(update={"seconds": self._seconds_before + self._clock() - self._began})
+
+    def is_time_to_validate(self, progress: Progress) -> bool:
+        """Whether a validation is due: every so many epochs; in a refit seldom, and not shortly before its end."""
+        every = self.settings.validation_every_epochs
+        if not self.settings.decay:
+            return progress.epoch % every == 0
+        length = -(-self.total_steps // progress.steps_per_epoch)
+        every = max(every, -(-length // _REFIT_VALIDATIONS))
+        return progress.epoch % every == 0 and length - progress.epoch >= every / 2
+
+    def _expected_validation_seconds(self) -> float:
+        if self.validation_seconds is not None:
+            return self.validation_seconds
+        seconds_per_patch = fmean(self._recent) / self._patches_per_step
+        return self.settings.validation_windows * seconds_per_patch * _FORWARD_SHARE
+
+    def _fit(self, progress: Progress, now: float) -> None:
+        assert self.settings.deadline is not None
+        reserve = 1.25 * self._expected_validation_seconds() + _COMMIT_SECONDS
+        if self.settings.decay:
+            reserve += self._validations_ahead(progress) * self._expected_validation_seconds()
+        self.total_steps = fitted_steps(
+            step=progress.step,
+            most_steps=self.settings.epochs * progress.steps_per_epoch,
+            seconds_left=self.settings.deadline - now - reserve,
+            seconds_per_step=fmean(self._recent),
+        )
+
+    def _validations_ahead(self, progress: Progress) -> int:
+        share_left = 1 - progress.step / max(1, self.total_steps)
+        return round(share_left * (_REFIT_VALIDATIONS - 1))
+
+    def _refuse_if_too_slow(self, progress: Progress) -> None:
+        cap = self.settings.max_seconds_per_epoch
+        steps = progress.steps_per_epoch * median(self._recent)
+        validations = self._expected_validation_seconds() / self.settings.validation_every_epochs
+        if cap is not None and steps + validations > cap:
+            raise TooSlowError(
+                f"an epoch would take {steps + validations:.1f} s ({progress.steps_per_epoch} steps of"
+                f" {median(self._recent):.3f} s, {validations:.1f} s of validation), more than the cap of {cap:.1f} s"
+                " (budget.max_seconds_per_epoch)"
+            )

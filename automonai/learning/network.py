@@ -1,0 +1,157 @@
+"""Build MONAI's UNet from a plan, in the memory layout that a CPU computes fastest.
+
+Axes: B batch, C channel, K class, X Y Z the patient's axes.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from monai.networks.blocks import ADN
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from automonai.domain.plan import NetworkPlan
+
+_SLOPE = 0.01
+_AXES_OF_A_VOLUME = 5
+
+
+def build_network(plan_network: NetworkPlan, *, slice_axis: int) -> nn.Module:
+    """Return a network from image_BCXYZ to logits_BKXYZ with fresh weights from torch's global generator.
+
+    Instance normalisation has a learned scale and shift, as nnU-Net's. Weights and buffers are float32 on the CPU.
+
+    Args:
+        plan_network: The network in numbers.
+        slice_axis: For a 2D network: the axis (0, 1, 2) whose slices are folded into the batch; ignored for 3D.
+    """
+    unet = UNet(
+        spatial_dims=plan_network.spatial_dims,
+        in_channels=plan_network.in_channels,
+        out_channels=plan_network.out_channels,
+        channels=plan_network.channels,
+        strides=plan_network.strides,
+        num_res_units=plan_network.residual_units,
+        act=("LEAKYRELU", {"negative_slope": _SLOPE}),
+        norm=("INSTANCE", {"affine": True}),
+    )
+    _replace_activations(unet)
+    if plan_network.spatial_dims == 2:
+        return SliceNetwork(unet.to(memory_format=torch.channels_last), slice_axis=slice_axis)
+    return VolumeNetwork(unet.to(memory_format=torch.channels_last_3d))
+
+
+class VolumeNetwork(nn.Module):
+    """A 3D network that takes its images in channels-last layout."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Wrap a network from image_BCXYZ to logits_BKXYZ."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, image_BCXYZ: Tensor) -> Tensor:
+        """Return logits_BKXYZ."""
+        return self.network(image_BCXYZ.contiguous(memory_format=torch.channels_last_3d))
+
+
+class SliceNetwork(nn.Module):
+    """A 2D network over volumes: every slice is one element of its batch."""
+
+    def __init__(self, network: nn.Module, *, slice_axis: int) -> None:
+        """Wrap a network over slices along `slice_axis` (0, 1 or 2)."""
+        super().__init__()
+        self.network = network
+        self.slice_axis = slice_axis
+
+    def forward(self, image_BCXYZ: Tensor) -> Tensor:
+        """Return logits_BKXYZ."""
+        by_slice = image_BCXYZ.movedim(2 + self.slice_axis, 1)
+        slices = by_slice.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        logits = self.network(slices).unflatten(0, by_slice.shape[:2])
+        return logits.movedim(1, 2 + self.slice_axis)
+
+
+def _replace_activations(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, ADN):
+            setattr(module, name, _NormActivation(cast("nn.InstanceNorm3d", child.N)))
+        else:
+            _replace_activations(child)
+
+
+class _NormActivation(nn.Module):
+    """Instance normalisation, then LeakyReLU: MONAI's ADN block under the same state keys.
+
+    torch's instance norm leaves the channels-last layout, and every convolution around it pays for two conversions: on
+    a CPU a third of a training step. `_ChannelsLastNorm` stays in the layout.
+    """
+
+    def __init__(self, norm: nn.InstanceNorm3d) -> None:
+        super().__init__()
+        self.N = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised activations; a single voxel per channel gives the shift alone instead of an error."""
+        norm = self.N
+        if x.device.type == "cpu":
+            is_volume = x.ndim == _AXES_OF_A_VOLUME
+            layout = torch.channels_last_3d if is_volume else torch.channels_last
+            return cast(
+                Tensor,
+                _ChannelsLastNorm.apply(x.contiguous(memory_format=layout), norm.weight, norm.bias, norm.eps),
+            )
+        normal = torch.instance_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, True)
+        return nn.functional.leaky_relu(normal, _SLOPE)
+
+
+class _Saved(FunctionCtx):
+    saved_tensors: tuple[Tensor, ...]
+    eps: float
+
+
+class _ChannelsLastNorm(torch.autograd.Function):
+    """Instance norm and LeakyReLU, sample by sample through torch's batch norm, which works in channels-last."""
+
+    @staticmethod
+    def forward(ctx: _Saved, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        out = torch.empty_like(x)
+        means, deviations = [], []
+        for sample in range(x.shape[0]):
+            part = slice(sample, sample + 1)
+            normal, mean, inverse_std = torch.native_batch_norm(x[part], weight, bias, None, None, True, 0.0, eps)
+            torch.ops.aten.leaky_relu.out(normal, _SLOPE, out=out[part])
+            means.append(mean)
+            deviations.append(inverse_std)
+        ctx.save_for_backward(x, weight, out, torch.stack(means), torch.stack(deviations))
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Saved, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, out, mean, inverse_std = ctx.saved_tensors
+        layout = torch.channels_last_3d if x.ndim == _AXES_OF_A_VOLUME else torch.channels_last
+        gradient = gradient.contiguous(memory_format=layout)
+        of_x = torch.empty_like(x)
+        of_weight, of_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+        for sample in range(x.shape[0]):
+            part = slice(sample, sample + 1)
+            before = torch.ops.aten.leaky_relu_backward(gradient[part], out[part], _SLOPE, True)
+            of_x[part], scale, shift = torch.ops.aten.native_batch_norm_backward(
+                before,
+                x[part],
+                weight,
+                None,
+                None,
+                mean[sample],
+                inverse_std[sample],
+                True,
+                ctx.eps,
+                [True, True, True],
+            )
+            of_weight += scale
+            of_bias += shift
+        return of_x, of_weight, of_bias, None

@@ -1,0 +1,349 @@
+"""One run: from a request to a trained, scored and committed network."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from automonai.domain.dataset import select
+from automonai.domain.plan import Plan, make_plan, training_memory_bytes
+from automonai.domain.request import StudyData, TrainRequest
+from automonai.domain.run import CurvePoint, FailureReason, Result, RunState
+from automonai.domain.seeds import derive_seed
+from automonai.errors import BadRequestError, DoesNotFitError, RunError, StopRequestedError
+from automonai.imaging.augmentation import Augmentation
+from automonai.imaging.patches import PatchReader
+from automonai.imaging.preprocessing import PreparedCase, prepare_case
+from automonai.learning.checkpoint import Progress, read_checkpoint, write_checkpoint
+from automonai.learning.loop import LoopSettings, Trainer, batch_source, train
+from automonai.learning.losses import make_loss
+from automonai.learning.network import build_network
+from automonai.learning.precision import Precision, choose_device, choose_precision, keep_freed_memory
+from automonai.learning.validation import Validation, validate, window_count
+from automonai.storage import keys
+from automonai.storage.store import Store
+
+PROCESS_BYTES = 500 * 2**20
+"""Resident memory of a process that has loaded torch and MONAI and trained nothing."""
+
+OnProgress = Callable[[CurvePoint], None]
+
+
+@dataclass(frozen=True)
+class _Cases:
+    training: tuple[PreparedCase, ...]
+    validation: tuple[PreparedCase, ...]
+
+
+def train_run(
+    request: TrainRequest,
+    data: StudyData,
+    *,
+    store: Store,
+    cache_folder: Path,
+    stop: threading.Event,
+    on_progress: OnProgress | None = None,
+) -> Result:
+    """Train one trial to one budget on one fold and return its COMPLETE result; the checkpoint is committed before.
+
+    A run that was stopped or killed goes on from its own last checkpoint.
+
+    Args:
+        request: What to train, for how long.
+        data: Of the study.
+        store: The study's folder.
+        cache_folder: Of prepared cases; shared by any number of processes.
+        stop: Set it to make the run commit and leave.
+        on_progress: Called after each validation's commit.
+
+    Raises:
+        BadRequestError: If the fold does not exist, has no cases, or the device cannot do what the spec demands.
+        DoesNotFitError: If the plan needs more memory than the request allows.
+        NonFiniteLossError: If the loss or the gradient became NaN or infinite.
+        TooSlowError: If the first steps foretell more than the request's cap.
+        StopRequestedError: If `stop` was set.
+    """
+    began = time.monotonic()
+    keep_freed_memory()
+    _reset_peak_memory()
+    plan = make_plan(request.configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
+    device = choose_device(data.execution)
+    precision = Precision(device, choose_precision(data.execution, device))
+    _refuse_what_does_not_fit(request, plan, precision)
+    cases = _prepare(request, data, plan, cache_folder, stop)
+    trainer = _start(request, plan, precision, len(cases.training), store=store, cache_folder=cache_folder)
+    if data.execution.compile:
+        trainer.forward = torch.compile(trainer.network)
+    first_step = trainer.progress.step
+    seconds_before = trainer.progress.seconds
+    scorer = _Scorer(cases.validation, plan, precision)
+    _train(request, data, trainer, cases, scorer, store=store, stop=stop, began=began, report=on_progress)
+    steps = trainer.progress.step - first_step
+    return _result(
+        request,
+        trainer,
+        scorer,
+        seconds=time.monotonic() - began,
+        session_steps=steps,
+        session_seconds=trainer.progress.seconds - seconds_before,
+    )
+
+
+def failed_result(
+    request: TrainRequest,
+    error: BaseException,
+    *,
+    seconds: float = 0.0,
+    planned_memory_bytes: int | None = None,
+) -> Result:
+    """Return the FAILED result of an error that ended a run, with the peak of its memory until then.
+
+    Args:
+        request: Of the run.
+        error: Any; what is neither a RunError nor a lack of memory counts as a bad configuration.
+        seconds: Wall-clock time that was spent.
+        planned_memory_bytes: Of its plan, if one was made.
+    """
+    return Result(
+        run_id=request.run_id,
+        state=RunState.FAILED,
+        reason=_reason(error),
+        message=f"{error}" if isinstance(error, RunError) else f"{type(error).__name__}: {error}",
+        seconds=seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        planned_memory_bytes=planned_memory_bytes,
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak of the GPU's memory since the run began, or of the process's resident memory without a GPU."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _reset_peak_memory() -> None:
+    """Forget the peaks of earlier runs of this process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        return  # elsewhere than on Linux the peak is the process's
+
+
+def _reason(error: BaseException) -> FailureReason:
+    if isinstance(error, RunError):
+        return FailureReason(error.reason)
+    is_allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if is_allocation or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return FailureReason.OUT_OF_MEMORY
+    return FailureReason.BAD_CONFIGURATION
+
+
+def planned_bytes(plan: Plan, precision: Precision) -> int:
+    """Return what a run of that plan needs in the chosen precision: on a CPU the process itself included."""
+    step = training_memory_bytes(
+        plan.network,
+        patch_voxels=plan.patch_voxels,
+        batch_size=plan.batch_size,
+        bytes_per_activation=precision.bytes_per_activation,
+    )
+    return step + (PROCESS_BYTES if precision.device.type == "cpu" else 0)
+
+
+def _refuse_what_does_not_fit(request: TrainRequest, plan: Plan, precision: Precision) -> None:
+    needed, allowed = planned_bytes(plan, precision), request.memory_bytes
+    if allowed is not None and needed > allowed:
+        raise DoesNotFitError(
+            f"a training step needs about {needed} bytes ({needed / 2**30:.2f} GiB), and the run may use {allowed}"
+            f" ({allowed / 2**30:.2f} GiB); fewer channels, a smaller patch or batch need less"
+        )
+
+
+def _prepare(request: TrainRequest, data: StudyData, plan: Plan, cache_folder: Path, stop: threading.Event) -> _Cases:
+    if request.run.fold >= len(data.split.folds):
+        raise BadRequestError(f"fold {request.run.fold} does not exist: the split has {len(data.split.folds)}")
+    training = data.split.training(request.run.fold)
+    validation = _validation_ids(data, request.run.fold)
+    if not training or not validation:
+        raise BadRequestError(
+            f"fold {request.run.fold} has {len(training)} training and {len(validation)} validation cases;"
+            " each needs at least one"
+        )
+
+    def prepared(ids: tuple[str, ...]) -> tuple[PreparedCase, ...]:
+        return tuple(_prepared(data, plan, case_id, cache_folder, stop) for case_id in ids)
+
+    return _Cases(training=prepared(training), validation=prepared(validation))
+
+
+def _prepared(data: StudyData, plan: Plan, case_id: str, cache_folder: Path, stop: threading.Event) -> PreparedCase:
+    if stop.is_set():
+        raise StopRequestedError("stopped while the cases were prepared")
+    return prepare_case(
+        data.dataset,
+        select(data.dataset, [case_id])[0],
+        spacing_mm=plan.spacing_mm,
+        crop=plan.configuration.crop,
+        cache_folder=cache_folder,
+    )
+
+
+def _validation_ids(data: StudyData, fold: int) -> tuple[str, ...]:
+    """Return the cases that every validation of the fold scores: all, or always the same choice of them."""
+    ids = data.split.validation(fold)
+    limit = data.training.validation_cases
+    if limit is None or limit >= len(ids):
+        return ids
+    seed = derive_seed(data.split.seed, "validation", fold)
+    chosen = np.random.default_rng(seed).permutation(len(ids))[:limit]
+    return tuple(ids[index] for index in sorted(chosen))
+
+
+def _start(
+    request: TrainRequest,
+    plan: Plan,
+    precision: Precision,
+    training_cases: int,
+    *,
+    store: Store,
+    cache_folder: Path,
+) -> Trainer:
+    """Return a trainer with new weights, or at the run's own checkpoint, or at the lower rung's."""
+    progress = Progress(seed=request.seed, steps_per_epoch=-(-training_cases // plan.batch_size))
+    trainer = Trainer(
+        plan,
+        _new_network(plan, request.seed, precision.device),
+        loss_of=make_loss(plan.configuration.loss),
+        precision=precision,
+        progress=progress,
+    )
+    own = keys.checkpoint_manifest(request.run_id)
+    source = own if store.exists(own) else request.resume_from
+    if source is None:
+        return trainer
+    checkpoint = read_checkpoint(store, source, cache_folder)
+    if checkpoint.plan != plan or checkpoint.progress.steps_per_epoch != progress.steps_per_epoch:
+        raise BadRequestError(f"{source}: is of another plan or split; its training cannot be continued")
+    taken_over = checkpoint.progress
+    if source != own:
+        taken_over = taken_over.model_copy(update={"origin_step": taken_over.step, "is_finished": False})
+    trainer.restore(checkpoint, taken_over)
+    return trainer
+
+
+def _new_network(plan: Plan, seed: int, device: torch.device) -> nn.Module:
+    """Return a network whose weights follow from the seed; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        network = build_network(plan.network, slice_axis=plan.slice_axis)
+    if device.type == "cuda":  # torch's instance norm on GPUs wants the plain layout
+        network.apply(_to_plain_layout)
+    return network.to(device)
+
+
+def _to_plain_layout(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.contiguous()
+
+
+class _Scorer:
+    """Validates, and remembers how long a case took."""
+
+    def __init__(self, cases: tuple[PreparedCase, ...], plan: Plan, precision: Precision) -> None:
+        self.cases = cases
+        self.seconds_per_case: float | None = None
+        self._plan = plan
+        self._precision = precision
+        self._loss_of = make_loss(plan.configuration.loss)
+
+    def __call__(self, network: nn.Module) -> Validation:
+        scores = validate(network, self.cases, plan=self._plan, precision=self._precision, loss_of=self._loss_of)
+        self.seconds_per_case = scores.seconds / len(self.cases)
+        return scores
+
+
+def _train(
+    request: TrainRequest,
+    data: StudyData,
+    trainer: Trainer,
+    cases: _Cases,
+    scorer: _Scorer,
+    *,
+    store: Store,
+    stop: threading.Event,
+    began: float,
+    report: OnProgress | None,
+) -> None:
+    plan = trainer.plan
+    augmentation = Augmentation.of(plan)
+    reader = PatchReader(cases.training, plan, seed=request.seed, margin_voxels=augmentation.margin_voxels)
+    windows = sum(window_count(case.image.shape[1:], plan) for case in cases.validation)
+    settings = LoopSettings(
+        epochs=request.run.budget_epochs,
+        validation_every_epochs=data.training.validation_every_epochs,
+        decay=request.decay,
+        deadline=None if request.deadline_seconds is None else began + request.deadline_seconds,
+        max_seconds_per_epoch=request.max_seconds_per_epoch,
+        validation_windows=windows,
+    )
+
+    def commit(state: Trainer) -> None:
+        manifest_key = keys.checkpoint_manifest(request.run_id)
+        write_checkpoint(state.checkpoint(), store=store, manifest_key=manifest_key)
+        if report is not None and state.progress.curve:
+            report(state.progress.curve[-1])
+
+    make_batch = batch_source(reader, augmentation, seed=request.seed, device=trainer.precision.device)
+    train(trainer, make_batch, settings=settings, validate=scorer, commit=commit, stop=stop)
+
+
+def _result(
+    request: TrainRequest,
+    trainer: Trainer,
+    scorer: _Scorer,
+    *,
+    seconds: float,
+    session_steps: int,
+    session_seconds: float,
+) -> Result:
+    progress, plan = trainer.progress, trainer.plan
+    last = progress.curve[-1]
+    loss = last.validation_loss if request.objective == "loss" else 1 - last.mean_dice
+    rate = session_seconds / session_steps if session_steps else None
+    return Result(
+        run_id=request.run_id,
+        state=RunState.COMPLETE,
+        loss=loss,
+        curve=progress.curve,
+        epochs=progress.epoch - progress.origin_step // progress.steps_per_epoch,
+        seconds=seconds,
+        seconds_per_epoch=None if rate is None else rate * progress.steps_per_epoch,
+        prediction_seconds_per_case=scorer.seconds_per_case,
+        patches_per_second=None if rate is None else plan.batch_size / rate,
+        peak_memory_bytes=peak_memory_bytes(),
+        planned_memory_bytes=planned_bytes(plan, trainer.precision),
+        parameters=plan.parameters,
+        checkpoint=keys.checkpoint_manifest(request.run_id),
+        device=_device_name(trainer.precision),
+    )
+
+
+def _device_name(precision: Precision) -> str:
+    if precision.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(precision.device)}, {str(precision.dtype).removeprefix('torch.')}"
+    return f"cpu, {torch.get_num_threads()} threads, {str(precision.dtype).removeprefix('torch.')}"

@@ -1,0 +1,91 @@
+"""Score a network on whole validation volumes.
+
+Axes: logits_KXYZ, label_XYZ (class indices).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from automonai.domain.plan import Plan
+from automonai.imaging.preprocessing import PreparedCase
+from automonai.learning.inference import sliding_window_logits
+from automonai.learning.losses import Loss
+from automonai.learning.precision import Precision
+
+_SLAB_VOXELS = 2**21  # the loss needs some 50 bytes per class and voxel
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores over the validation cases."""
+
+    loss: float
+    """Mean over the cases of the training loss on the whole volume; above two million voxels, on slabs of it."""
+    dice: dict[int, float]
+    """Label value to mean Dice over the cases in which the class is present or predicted; absent if in none."""
+    seconds: float
+
+
+@torch.no_grad()
+def validate(
+    network: nn.Module, cases: Sequence[PreparedCase], *, plan: Plan, precision: Precision, loss_of: Loss
+) -> Validation:
+    """Predict and score every case, without test-time flips: these belong to the ensemble's prediction."""
+    began = time.perf_counter()
+    losses: list[float] = []
+    dice: dict[int, list[float]] = {value: [] for value in plan.label_values[1:]}
+    for case in cases:
+        logits_KXYZ = sliding_window_logits(
+            network,
+            case.image,
+            plan=plan,
+            statistics=case.statistics,
+            device=precision.device,
+            dtype=precision.dtype,
+            background=case.background,
+        )
+        assert case.label is not None
+        losses.append(_volume_loss(logits_KXYZ, case.label, loss_of))
+        scores = class_dice(logits_KXYZ.argmax(axis=0), case.label, len(plan.label_values))
+        for value, score in zip(plan.label_values[1:], scores, strict=True):
+            if score is not None:
+                dice[value].append(score)
+    means = {value: float(np.mean(scores)) for value, scores in dice.items() if scores}
+    return Validation(float(np.mean(losses)), means, time.perf_counter() - began)
+
+
+def class_dice(prediction_XYZ: NDArray, label_XYZ: NDArray, classes: int) -> list[float | None]:
+    """Return the Dice of each foreground class; None for one that is neither present nor predicted."""
+    pairs = label_XYZ.astype(np.int64) * classes + prediction_XYZ
+    counts = np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
+    sizes = counts.sum(axis=0) + counts.sum(axis=1)
+    return [float(2 * counts[index, index] / sizes[index]) if sizes[index] else None for index in range(1, classes)]
+
+
+def window_count(shape: Sequence[int], plan: Plan) -> int:
+    """Return how many windows with 50 % overlap cover a volume (about: no empty one is left out)."""
+    steps = []
+    for axis, (length, side) in enumerate(zip(shape, plan.patch_voxels, strict=True)):
+        is_across = plan.network.spatial_dims == 2 and axis == plan.slice_axis
+        stride = side if is_across else max(1, side // 2)
+        steps.append(1 + max(0, ceil((length - side) / stride)))
+    return prod(steps)
+
+
+def _volume_loss(logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss) -> float:
+    planes = max(1, _SLAB_VOXELS // prod(label_XYZ.shape[1:]))
+    total = 0.0
+    for start in range(0, label_XYZ.shape[0], planes):
+        logits = torch.from_numpy(np.ascontiguousarray(logits_KXYZ[:, start : start + planes]))
+        label = torch.from_numpy(np.array(label_XYZ[start : start + planes]))
+        total += loss_of(logits[None], label[None]).item() * label.shape[0]
+    return total / label_XYZ.shape[0]

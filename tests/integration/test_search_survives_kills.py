@@ -1,0 +1,137 @@
+"""Real processes, real training, kill -9: what comes out must be what an undisturbed search gives."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from automonai import api
+from automonai.domain.study import Study
+from automonai.storage.journal import Journal
+from automonai.storage.local import LocalStore
+
+SPEC = """
+name: {name}
+dataset: {dataset}
+store: {store}
+split: {{test: 0.25, folds: 2}}
+search:
+  sampler: bohb
+  seed: 3
+  space:
+    depth: 2
+    channels: {{type: ordinal, values: [4, 8]}}
+    convolutions_per_layer: {{type: integer, low: 0, high: 1}}
+    loss: {{type: categorical, values: [dice, dice_ce]}}
+  standard: {{depth: 2, channels: 4}}
+budget: {{iterations: 2, min_epochs: 1, max_epochs: 3, eta: 3}}
+training: {{max_patch_voxels: 4096, validation_every_epochs: 1}}
+execution: {{max_parallel_runs: 1, threads: 1, device: cpu, max_retries: 20}}
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return api.phantom(tmp_path_factory.mktemp("data") / "phantom", cases=8, shape=(24, 24, 20))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    store = tmp_path_factory.mktemp("undisturbed")
+    controller = start(write_spec(store, dataset))
+    output, _ = controller.communicate(timeout=280)
+    assert controller.returncode == 0, output.decode()
+    return story(store / "kill")
+
+
+def write_spec(store: Path, dataset: Path) -> Path:
+    path = store / "study.yaml"
+    path.write_text(SPEC.format(name="kill", dataset=dataset, store=store))
+    return path
+
+
+def start(spec: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "automonai.cli", "search", str(spec)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def story(folder: Path) -> dict[str, object]:
+    study = Study.replay(Journal(LocalStore(folder)).read())
+    assert study.ensemble is not None
+    return {
+        "trials": [trial.model_dump() for trial in study.trials.values()],
+        "losses": {run_id: study.runs[run_id].result.loss for run_id in study.finished},
+        "members": [(member.run_id, member.weight) for member in study.ensemble.members],
+        "test": [scores.dice for scores in study.ensemble.test],
+    }
+
+
+def workers_of(controller: subprocess.Popen[bytes]) -> list[int]:
+    children = Path(f"/proc/{controller.pid}/task/{controller.pid}/children")
+    return [int(child) for child in children.read_text().split()] if children.exists() else []
+
+
+def finish_by_killing(spec: Path, kill, *, kills: int, seed: int) -> None:  # type: ignore[no-untyped-def]
+    draw = random.Random(seed)
+    for _ in range(kills):
+        controller = start(spec)
+        time.sleep(draw.uniform(3.0, 9.0))
+        kill(controller)
+        controller.kill()
+        controller.communicate()
+    controller = start(spec)
+    output, _ = controller.communicate(timeout=280)
+    assert controller.returncode == 0, output.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_controller_killed_again_and_again_ends_with_the_undisturbed_study(
+    dataset: Path, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path, dataset)
+    finish_by_killing(spec, lambda controller: os.kill(controller.pid, signal.SIGKILL), kills=4, seed=1)
+    assert story(tmp_path / "kill") == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_killed_in_mid_run_are_replaced_and_their_runs_end_alike(
+    dataset: Path, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    spec, draw, killed = write_spec(tmp_path, dataset), random.Random(2), 0
+    controller = start(spec)
+    while controller.poll() is None and killed < 4:
+        time.sleep(draw.uniform(3.0, 6.0))
+        for worker in workers_of(controller):
+            os.kill(worker, signal.SIGKILL)
+            killed += 1
+    output, _ = controller.communicate(timeout=280)
+    assert controller.returncode == 0, output.decode()
+    assert killed
+    assert story(tmp_path / "kill") == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_ctrl_c_leaves_a_study_that_goes_on(dataset: Path, undisturbed: dict[str, object], tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, dataset)
+    controller = start(spec)
+    time.sleep(8)
+    os.kill(controller.pid, signal.SIGINT)
+    output, _ = controller.communicate(timeout=60)
+    assert controller.returncode == 130
+    assert re.search(rb"automonai search", output)
+    controller = start(spec)
+    controller.communicate(timeout=280)
+    assert story(tmp_path / "kill") == undisturbed

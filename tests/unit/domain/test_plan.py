@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from automonai.domain.plan import NetworkPlan, parameter_count, training_memory_bytes
+
+
+def plan(
+    *,
+    dims: int = 3,
+    channels: tuple[int, ...] = (4, 8),
+    strides: tuple[int, ...] = (2,),
+    units: int = 1,
+    classes: int = 3,
+) -> NetworkPlan:
+    return NetworkPlan(
+        spatial_dims=dims,
+        in_channels=1,
+        out_channels=classes,
+        channels=channels,
+        strides=strides,
+        residual_units=units,
+    )
+
+
+def test_parameters_of_the_smallest_network_are_counted_by_hand() -> None:
+    network = NetworkPlan(
+        spatial_dims=2, in_channels=1, out_channels=2, channels=(3, 4), strides=(2,), residual_units=0
+    )
+    down = 9 * 1 * 3 + 3 + 6
+    bottom = 9 * 3 * 4 + 4 + 8
+    up = 9 * (3 + 4) * 2 + 2
+    assert parameter_count(network) == down + bottom + up
+
+
+def test_memory_grows_with_patches_and_not_only_with_weights() -> None:
+    one = training_memory_bytes(plan(), patch_voxels=(16, 16, 16), batch_size=1)
+    two = training_memory_bytes(plan(), patch_voxels=(16, 16, 16), batch_size=2)
+    weights = training_memory_bytes(plan(), patch_voxels=(0, 0, 0), batch_size=1)
+    assert two - one == pytest.approx(one - weights, abs=2)
+    assert weights == 22 * parameter_count(plan())
+
+
+def test_float32_activations_take_twice_the_memory_of_bfloat16() -> None:
+    def kept(size: int) -> int:
+        return training_memory_bytes(
+            plan(), patch_voxels=(32, 32, 32), batch_size=1, bytes_per_activation=size
+        ) - training_memory_bytes(plan(), patch_voxels=(32, 32, 32), batch_size=1, bytes_per_activation=0)
+
+    assert kept(4) == 2 * kept(2)
+
+
+@pytest.mark.parametrize(
+    ("network", "patch", "batch", "size", "measured_mib"),
+    [
+        (plan(channels=(16, 32, 64, 128), strides=(1, 2, 2)), (40, 56, 40), 4, 2, 303),
+        (plan(channels=(16, 32, 64, 128), strides=(1, 2, 2)), (40, 56, 40), 4, 4, 500),
+        (plan(channels=(16, 32, 64, 128), strides=(1, 2, 2), units=0), (40, 56, 40), 4, 2, 179),
+        (plan(channels=(16, 32, 64, 128), strides=(1, 2, 2), units=3), (40, 56, 40), 4, 2, 439),
+        (plan(dims=2, channels=(16, 32, 64, 128), strides=(1, 2, 2), units=2), (40, 56, 40), 4, 2, 440),
+        (plan(channels=(32, 64, 128), strides=(2, 2), classes=2), (64, 64, 64), 2, 2, 150),
+        (
+            plan(channels=(32, 64, 128, 256, 512), strides=(2, 2, 2, 2), units=2),
+            (32, 32, 32),
+            2,
+            2,
+            509,
+        ),
+    ],
+)
+def test_memory_is_within_a_quarter_of_measured_peaks(
+    network: NetworkPlan, patch: tuple[int, int, int], batch: int, size: int, measured_mib: int
+) -> None:
+    planned = training_memory_bytes(
+        network, patch_voxels=patch, batch_size=batch, bytes_per_activation=size
+    )
+    assert planned / 2**20 == pytest.approx(measured_mib, rel=0.25)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import gzip
+import itertools
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from automonai.errors import DatasetError
+from automonai.imaging.reading import (
+    channel_count,
+    describe_difference,
+    read_image,
+    read_label,
+    write_label,
+    write_nifti,
+)
+
+ORIENTATIONS = [
+    "".join(codes) for pairs in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*pairs)
+]
+
+
+def oriented_affine(codes: str, spacing: tuple[float, float, float] = (1.0, 2.0, 3.0)) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, code in enumerate(codes):
+        row = next(n for n, pair in enumerate(("RL", "AP", "SI")) if code in pair)
+        affine[row, axis] = spacing[axis] * (1 if code in "RAS" else -1)
+    affine[:3, 3] = (5, -6, 7)
+    return affine
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_an_image_is_read_as_ras_and_a_label_returns_to_its_own_orientation(tmp_path: Path, codes: str) -> None:
+    values = np.random.default_rng(0).integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    source, written = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+    nib.save(nib.Nifti1Image(values, oriented_affine(codes)), source)
+    volume = read_image([source])
+    expected = nib.as_closest_canonical(nib.load(source))
+    assert np.array_equal(volume.voxels[0], np.asarray(expected.dataobj))
+    assert volume.spacing_mm == pytest.approx(expected.header.get_zooms())
+    assert volume.geometry.axis_codes == codes
+    indices = read_label(source, [0, 1, 2])
+    write_label(written, indices, geometry=volume.geometry, label_values=[0, 1, 2])
+    again = nib.load(written)
+    assert np.array_equal(np.asarray(again.dataobj), values)
+    assert np.allclose(again.affine, oriented_affine(codes))
+    assert again.get_data_dtype() == np.uint8
+
+
+def test_an_oblique_affine_returns_unchanged(tmp_path: Path) -> None:
+    angle = 0.3
+    affine = np.diag([0.8, 0.9, 4.0, 1.0])
+    turn = np.array([[np.cos(angle), 0, -np.sin(angle)], [0, 1, 0], [np.sin(angle), 0, np.cos(angle)]])
+    affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, 3] = (1.25, 2.5, -3.75)
+    write_nifti(tmp_path / "a.nii", np.ones((3, 4, 5), np.int16), affine)
+    volume = read_image([tmp_path / "a.nii"])
+    assert volume.spacing_mm == pytest.approx((0.8, 0.9, 4.0))
+    write_label(tmp_path / "b.nii", np.zeros((3, 4, 5), np.uint8), geometry=volume.geometry, label_values=[0, 1])
+    assert np.allclose(nib.load(tmp_path / "b.nii").affine, affine, atol=1e-5)
+
+
+def test_integers_stay_as_stored_and_floats_become_single_precision(tmp_path: Path) -> None:
+    for dtype, kept in [(np.int16, np.int16), (np.uint8, np.uint8), (np.float64, np.float32), (np.int64, np.float32)]:
+        image = nib.Nifti1Image(np.arange(60).reshape(3, 4, 5).astype(dtype), np.eye(4), dtype=dtype)
+        nib.save(image, tmp_path / "a.nii.gz")
+        assert read_image([tmp_path / "a.nii.gz"]).voxels.dtype == kept
+
+
+def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.arange(60).reshape(3, 4, 5).astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(0.5, 10)
+    nib.save(image, tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[112:120] = np.array([0.5, 10], "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(raw)
+    expected = np.asarray(nib.load(tmp_path / "a.nii").dataobj)
+    assert np.allclose(read_image([tmp_path / "a.nii"]).voxels[0], expected)
+
+
+def test_big_endian_and_nifti2_files_are_read(tmp_path: Path) -> None:
+    values = np.arange(60).reshape(3, 4, 5).astype(np.int16)
+    big = nib.Nifti1Image(values, np.eye(4), header=nib.Nifti1Header(endianness=">"))
+    big.set_data_dtype(np.dtype(">i2"))
+    nib.save(big, tmp_path / "big.nii")
+    nib.save(nib.Nifti2Image(values, np.eye(4)), tmp_path / "two.nii")
+    for name in ("big.nii", "two.nii"):
+        assert np.array_equal(read_image([tmp_path / name]).voxels[0], values)
+
+
+def test_channels_come_from_the_fourth_axis_or_from_several_files(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 99, (3, 4, 5, 2)).astype(np.int16)
+    write_nifti(tmp_path / "both.nii.gz", values, oriented_affine("LPS"))
+    for channel in range(2):
+        write_nifti(tmp_path / f"{channel}.nii.gz", values[..., channel], oriented_affine("LPS"))
+    both = read_image([tmp_path / "both.nii.gz"])
+    separate = read_image([tmp_path / "0.nii.gz", tmp_path / "1.nii.gz"])
+    assert both.voxels.shape == (2, 3, 4, 5)
+    assert np.array_equal(both.voxels, separate.voxels)
+    assert channel_count(tmp_path / "both.nii.gz") == 2
+
+
+def test_channels_on_different_grids_are_refused(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "0.nii", np.ones((3, 4, 5), np.int16), np.eye(4))
+    write_nifti(tmp_path / "1.nii", np.ones((3, 4, 6), np.int16), np.eye(4))
+    with pytest.raises(DatasetError, match="1.nii: its grid differs .* shape 3x4x6 instead of 3x4x5"):
+        read_image([tmp_path / "0.nii", tmp_path / "1.nii"])
+
+
+def test_grids_agree_up_to_a_tenth_of_a_voxel(tmp_path: Path) -> None:
+    for name, shift in [("a", 0.0), ("b", 0.05), ("c", 0.2)]:
+        affine = np.eye(4)
+        affine[0, 3] = shift
+        write_nifti(tmp_path / f"{name}.nii", np.ones((3, 4, 5), np.int16), affine)
+    a, b, c = (read_image([tmp_path / f"{name}.nii"]).geometry for name in "abc")
+    assert describe_difference(a, b) is None
+    assert "affine" in str(describe_difference(a, c))
+
+
+def test_labels_stored_as_floats_become_class_indices(tmp_path: Path) -> None:
+    values = np.zeros((3, 4, 5), np.float32)
+    values[0], values[1] = 1.0002, 4
+    write_nifti(tmp_path / "a.nii", values, np.eye(4))
+    indices = read_label(tmp_path / "a.nii", [0, 1, 4])
+    assert indices.dtype == np.uint8
+    assert (np.unique(indices[0]), np.unique(indices[1])) == (1, 2)
+
+
+def test_label_values_that_are_unexpected_or_broken_are_counted(tmp_path: Path) -> None:
+    values = np.zeros((3, 4, 5), np.float32)
+    values[0, 0, :3], values[0, 1, :2], values[0, 2, 0], values[0, 3, 0] = 7, 0.5, np.nan, -1
+    write_nifti(tmp_path / "a.nii", values, np.eye(4))
+    with pytest.raises(DatasetError) as caught:
+        read_label(tmp_path / "a.nii", [0, 1])
+    assert "unexpected label value -1 (1 voxels), 7 (3 voxels); expected 0, 1" in caught.value.problems[0]
+    assert "3 label voxels are NaN, infinite or no whole number" in caught.value.problems[1]
+
+
+def test_a_label_map_has_the_smallest_integer_type_for_its_values(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii", np.ones((3, 4, 5), np.int16), np.eye(4))
+    geometry = read_image([tmp_path / "a.nii"]).geometry
+    for values, dtype in [([0, 255], np.uint8), ([0, 256], np.int16), ([0, 40000], np.int32)]:
+        indices = np.ones((3, 4, 5), np.uint8)
+        write_label(tmp_path / "b.nii.gz", indices, geometry=geometry, label_values=values)
+        written = nib.load(tmp_path / "b.nii.gz")
+        assert written.get_data_dtype() == dtype
+        assert np.unique(np.asarray(written.dataobj)) == values[1]
+
+
+def _valid(tmp_path: Path) -> bytes:
+    write_nifti(tmp_path / "valid.nii", np.arange(60).reshape(3, 4, 5).astype(np.int16), np.eye(4))
+    return (tmp_path / "valid.nii").read_bytes()
+
+
+def _patched(content: bytes, offset: int, dtype: str, value: float) -> bytes:
+    patch = np.array([value], dtype).tobytes()
+    return content[:offset] + patch + content[offset + len(patch) :]
+
+
+BROKEN = {
+    "empty": (lambda raw: b"", "is no NIfTI image: the file is empty"),
+    "garbage": (lambda raw: b"what is this" * 100, "does not start with a NIfTI header"),
+    "cut in the header": (lambda raw: raw[:200], "cut off within its header"),
+    "cut in the values": (lambda raw: raw[:-10], "is cut off"),
+    "petabytes": (lambda raw: _patched(_patched(raw, 42, "<i2", 32767), 44, "<i2", 32767), "is cut off"),
+    "negative side": (lambda raw: _patched(raw, 42, "<i2", -5), "header is invalid: dimensions"),
+    "no dimensions": (lambda raw: _patched(raw, 40, "<i2", 2), "header is invalid: dimensions"),
+    "unknown type": (lambda raw: _patched(raw, 70, "<i2", 999), "header is invalid"),
+    "complex": (lambda raw: _patched(raw, 70, "<i2", 32), "header is invalid: data type"),
+    "offset not a number": (lambda raw: _patched(raw, 108, "<f4", np.nan), "header is invalid"),
+    "negative offset": (lambda raw: _patched(raw, 108, "<f4", -100), "header is invalid"),
+    "magic": (lambda raw: _patched(raw, 344, "<i4", 0), "magic number"),
+    "singular affine": (lambda raw: _patched(raw, 280, "<f4", 0), "affine is singular"),
+    "affine not a number": (lambda raw: _patched(raw, 280, "<f4", np.nan), "affine is not finite"),
+    "huge voxels": (lambda raw: _patched(raw, 280, "<f4", 1e9), "voxel sizes of 1e\\+09"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_broken_file_is_named_with_its_fault(tmp_path: Path, fault: str, compress: bool) -> None:
+    spoil, message = BROKEN[fault]
+    content = spoil(_valid(tmp_path))
+    path = tmp_path / ("broken.nii.gz" if compress else "broken.nii")
+    path.write_bytes(gzip.compress(content) if compress else content)
+    with pytest.raises(DatasetError, match=f"{path.name}: .*{message}"):
+        read_image([path])
+
+
+def test_a_damaged_gzip_file_is_found_by_its_checksum(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(_valid(tmp_path)))
+    content[-6] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(DatasetError, match="compressed file is damaged"):
+        read_image([tmp_path / "a.nii.gz"])
+    (tmp_path / "a.nii.gz").write_bytes(content[:-20])
+    with pytest.raises(DatasetError, match="compressed file is cut off"):
+        read_image([tmp_path / "a.nii.gz"])
+
+
+def test_what_is_no_file_or_has_no_known_ending_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.nii").mkdir()
+    for name, message in [("a.nii", "no such file"), ("folder.nii", "not a regular"), ("a.txt", "unknown file ending")]:
+        with pytest.raises(DatasetError, match=message):
+            read_image([tmp_path / name])
+
+
+def test_a_format_that_needs_the_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.mha").write_bytes(b"ObjectType = Image")
+    monkeypatch.setitem(sys.modules, "itk", None)
+    with pytest.raises(DatasetError, match=r"automonai\[formats\]"):
+        read_image([tmp_path / "a.mha"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_itk_formats_hold_what_nifti_holds(tmp_path: Path, ending: str) -> None:
+    pytest.importorskip("itk", reason="the formats extra is not installed")
+    values = np.random.default_rng(0).integers(0, 2, (4, 5, 6)).astype(np.uint8)
+    write_nifti(tmp_path / "a.nii.gz", values, oriented_affine("LSA"))
+    volume = read_image([tmp_path / "a.nii.gz"])
+    write_label(tmp_path / f"b{ending}", volume.voxels[0], geometry=volume.geometry, label_values=[0, 1])
+    again = read_image([tmp_path / f"b{ending}"])
+    assert np.array_equal(again.voxels, volume.voxels)
+    assert again.spacing_mm == pytest.approx(volume.spacing_mm)
+    assert np.allclose(again.geometry.affine, volume.geometry.affine)
+    assert again.voxels.dtype == np.uint8
+    (tmp_path / f"bad{ending}").write_bytes(b"garbage")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        read_image([tmp_path / f"bad{ending}"])

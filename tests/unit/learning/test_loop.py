@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tinytraining import tiny_plan, tiny_trainer
+from torch import Tensor, nn
+
+from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
+from automonai.learning.checkpoint import PlateauState, Progress
+from automonai.learning.loop import (
+    LoopSettings,
+    Trainer,
+    after_epoch,
+    fitted_steps,
+    learning_rate,
+    read_ahead,
+    train,
+)
+from automonai.learning.validation import Validation
+
+
+def make_batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    image = torch.randn(1, 1, 8, 8, 8, generator=generator)
+    return image, (image[:, 0] > 0.5).to(torch.uint8)
+
+
+class Clock:
+    """Each reading is a second after the one before."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+class Run:
+    """A training that remembers what was asked of it."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.stop = threading.Event()
+        self.commits: list[int] = []
+        self.rates: list[float] = []
+
+    def validate(self, network: nn.Module) -> Validation:
+        assert not network.training
+        return Validation(loss=0.5, dice={1: 0.7}, seconds=1.0)
+
+    def go(self, **settings: object) -> None:
+        wanted = LoopSettings(**{"epochs": 4, "validation_every_epochs": 2, **settings})  # type: ignore[arg-type]
+        update = self.trainer.update
+
+        def remembered(image: Tensor, label: Tensor, *, learning_rate: float) -> float:
+            self.rates.append(learning_rate)
+            return update(image, label, learning_rate=learning_rate)
+
+        self.trainer.update = remembered  # type: ignore[method-assign]
+        train(
+            self.trainer,
+            make_batch,
+            settings=wanted,
+            validate=self.validate,
+            commit=lambda trainer: self.commits.append(trainer.progress.step),
+            stop=self.stop,
+            clock=Clock(),
+        )
+
+
+def test_every_validation_is_committed_and_the_last_ends_the_run() -> None:
+    run = Run(tiny_trainer())
+    run.go(epochs=5)
+    assert run.commits == [8, 16, 20]
+    assert [point.epoch for point in run.trainer.progress.curve] == [2, 4, 5]
+    assert run.trainer.progress.is_finished
+    assert run.rates == [1e-2] * 20
+
+
+def test_a_refit_decays_its_rate_to_almost_nothing() -> None:
+    run = Run(tiny_trainer())
+    run.go(decay=True, validation_every_epochs=1)
+    assert run.rates == sorted(run.rates, reverse=True)
+    assert run.rates[0] == 1e-2
+    assert run.rates[-1] == pytest.approx(1e-2 * (1 / 16) ** 0.9)
+
+
+def test_a_deadline_shortens_the_run_and_the_rate_still_reaches_almost_nothing() -> None:
+    run = Run(tiny_trainer())
+    run.go(epochs=1000, decay=True, deadline=60.0)
+    assert 5 < run.trainer.progress.step < 60
+    assert run.trainer.progress.is_finished
+    assert run.rates[-1] < 1.5e-3
+
+
+def test_a_run_above_its_cap_ends_early_with_its_numbers() -> None:
+    run = Run(tiny_trainer())
+    with pytest.raises(TooSlowError, match=r"4 steps of 1\.000 s"):
+        run.go(max_seconds_per_epoch=3.0)
+    assert run.trainer.progress.step <= 8
+
+
+def test_a_stop_commits_before_it_leaves() -> None:
+    run = Run(tiny_trainer())
+    run.stop.set()
+    with pytest.raises(StopRequestedError):
+        run.go()
+    assert run.commits == [0]
+
+
+def test_a_non_finite_loss_leaves_the_weights_as_they_were() -> None:
+    trainer = tiny_trainer(loss_of=lambda logits, label: logits.sum() * float("nan"))
+    before = [weight.clone() for weight in trainer.network.parameters()]
+    with pytest.raises(NonFiniteLossError, match=r"step 1 .*learning rate 0\.01"):
+        trainer.update(*make_batch(0), learning_rate=1e-2)
+    after = list(trainer.network.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_a_non_finite_gradient_leaves_the_weights_as_they_were() -> None:
+    trainer = tiny_trainer(loss_of=lambda logits, label: (logits - logits.detach()).abs().sum().sqrt())
+    before = [weight.clone() for weight in trainer.network.parameters()]
+    with pytest.raises(NonFiniteLossError, match="gradient"):
+        trainer.update(*make_batch(0), learning_rate=1e-2)
+    after = list(trainer.network.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_the_averages_window_follows_the_steps() -> None:
+    trainer = tiny_trainer()
+    name, weight = next(iter(trainer.network.named_parameters()))
+    expected = weight.detach().clone()
+    for step in range(1, 4):
+        trainer.update(*make_batch(step), learning_rate=1e-2)
+        expected = torch.lerp(expected, weight.detach(), 10 / (step + 10))
+    torch.testing.assert_close(trainer.average.state_dict()[name], expected)
+
+
+def test_batches_come_in_order_and_their_thread_ends_with_them() -> None:
+    before = threading.active_count()
+    batches = read_ahead(make_batch, 3)
+    assert all(torch.equal(next(batches)[0], make_batch(step)[0]) for step in (3, 4, 5))
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_an_error_of_the_reader_reaches_the_training() -> None:
+    def broken(step: int) -> tuple[Tensor, Tensor]:
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="disk"):
+        next(read_ahead(broken, 0))
+
+
+def test_the_thread_leaves_torchs_thread_number_as_it_was() -> None:
+    threads = torch.get_num_threads()
+    batches = read_ahead(make_batch, 0)
+    next(batches)
+    batches.close()
+    found: list[int] = []
+    other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert [torch.get_num_threads(), *found] == [threads, threads]
+
+
+def test_slow_reading_does_not_change_the_losses() -> None:
+    def slowly(step: int) -> tuple[Tensor, Tensor]:
+        time.sleep(0.003 * (step % 3))
+        return make_batch(step)
+
+    losses = []
+    for make in (make_batch, slowly):
+        trainer = tiny_trainer()
+        batches = read_ahead(make, 0)
+        losses.append([trainer.update(*next(batches), learning_rate=1e-2) for _ in range(6)])
+        batches.close()
+    assert losses[0] == losses[1]
+
+
+def test_the_rate_is_divided_after_thirty_epochs_without_progress() -> None:
+    plateau = after_epoch(PlateauState(), 1.0)
+    for _ in range(29):
+        plateau = after_epoch(plateau, 0.99995)
+    assert plateau.divisions == 0
+    plateau = after_epoch(plateau, 1.0)
+    assert (plateau.divisions, plateau.epochs_without_progress) == (1, 0)
+    progress = Progress(seed=0, steps_per_epoch=1, plateau=plateau)
+    assert learning_rate(tiny_plan(), progress, None) == pytest.approx(1e-2 / 5)
+
+
+def test_progress_resets_the_wait() -> None:
+    plateau = PlateauState(best_loss=1.0, epochs_without_progress=29)
+    assert after_epoch(plateau, 0.9) == PlateauState(best_loss=0.9)
+
+
+@given(
+    step=st.integers(0, 10**6),
+    more=st.integers(0, 10**6),
+    left=st.floats(-100, 1e6),
+    each=st.floats(1e-3, 100),
+)
+def test_fitted_steps_never_exceed_the_budget_nor_go_back(step: int, more: int, left: float, each: float) -> None:
+    most = step + more
+    fitted = fitted_steps(step=step, most_steps=most, seconds_left=left, seconds_per_step=each)
+    assert min(step, most) <= fitted <= max(1, most)
+    assert fitted <= 1 or (fitted - step) * each <= max(left, 0) * (1 + 1e-9)

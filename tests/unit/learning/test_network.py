@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.networks.nets import UNet
+
+from automonai.domain.plan import NetworkPlan, parameter_count
+from automonai.learning.network import _ChannelsLastNorm, build_network
+
+
+def plan(**changes: object) -> NetworkPlan:
+    values: dict[str, object] = {
+        "spatial_dims": 3,
+        "in_channels": 1,
+        "out_channels": 3,
+        "channels": (4, 6, 8),
+        "strides": (1, 2),
+        "residual_units": 1,
+    }
+    return NetworkPlan.model_validate({**values, **changes})
+
+
+@given(
+    dims=st.sampled_from([2, 3]),
+    channels=st.lists(st.integers(1, 7), min_size=2, max_size=5),
+    strides=st.lists(st.sampled_from([1, 2]), min_size=4, max_size=4),
+    units=st.integers(0, 3),
+    inside=st.integers(1, 4),
+    outside=st.integers(2, 4),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_counted_parameters_are_those_of_the_network(
+    dims: int, channels: list[int], strides: list[int], units: int, inside: int, outside: int
+) -> None:
+    network = plan(
+        spatial_dims=dims,
+        channels=tuple(channels),
+        strides=tuple(strides[: len(channels) - 1]),
+        residual_units=units,
+        in_channels=inside,
+        out_channels=outside,
+    )
+    built = build_network(network, slice_axis=2)
+    assert sum(weight.numel() for weight in built.parameters()) == parameter_count(network)
+
+
+@pytest.mark.parametrize("units", [0, 1, 2])
+def test_the_network_is_monais_unet_with_its_gradients(units: int) -> None:
+    ours = build_network(plan(residual_units=units), slice_axis=2)
+    theirs = UNet(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=3,
+        channels=(4, 6, 8),
+        strides=(1, 2),
+        num_res_units=units,
+        act="LEAKYRELU",
+        norm=("INSTANCE", {"affine": True}),
+    )
+    theirs.load_state_dict({key.removeprefix("network."): value for key, value in ours.state_dict().items()})
+    image = torch.randn(2, 1, 8, 12, 8)
+    mine, monai = ours(image), theirs(image)
+    torch.testing.assert_close(mine, monai, rtol=1e-4, atol=1e-5)
+    mine.square().mean().backward()
+    monai.square().mean().backward()
+    for weight, same in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, same.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 4, 5, 2)])
+def test_the_norms_gradient_agrees_with_finite_differences(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    weight = torch.rand(3, generator=generator, dtype=torch.float64).requires_grad_()
+    bias = torch.randn(3, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda *given: _ChannelsLastNorm.apply(*given, 1e-5), (x, weight, bias))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_2d_network_sees_each_slice_alone(axis: int) -> None:
+    network = build_network(plan(spatial_dims=2), slice_axis=axis)
+    image = torch.randn(1, 1, 8, 8, 8)
+    changed = image.clone()
+    changed.select(2 + axis, 3).add_(torch.randn(1, 1, 8, 8))
+    before, after = network(image), network(changed)
+    assert before.shape == (1, 3, 8, 8, 8)
+    same = [torch.allclose(before.select(2 + axis, k), after.select(2 + axis, k), atol=1e-5) for k in range(8)]
+    assert same == [k != 3 for k in range(8)]
+
+
+def test_a_bottom_of_one_voxel_is_no_error() -> None:
+    network = build_network(plan(channels=(4, 4, 4, 4), strides=(2, 2, 2)), slice_axis=2)
+    assert torch.isfinite(network(torch.randn(1, 1, 8, 8, 8))).all()

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from automonai.errors import BadRequestError
+from automonai.learning.precision import Precision, choose_device, choose_precision
+from automonai.spec import ExecutionSpec
+
+CPU = torch.device("cpu")
+
+
+def test_the_spec_overrides_the_precision() -> None:
+    assert choose_precision(ExecutionSpec(precision="float32"), CPU) == torch.float32
+    assert choose_precision(ExecutionSpec(precision="bfloat16"), CPU) == torch.bfloat16
+
+
+def test_float16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(BadRequestError, match="float16"):
+        choose_precision(ExecutionSpec(precision="float16"), CPU)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(ExecutionSpec()) == CPU
+    with pytest.raises(BadRequestError, match="no GPU"):
+        choose_device(ExecutionSpec(device="cuda"))
+
+
+def test_convolutions_run_in_the_chosen_type() -> None:
+    convolution = torch.nn.Conv3d(1, 1, 1)
+    with Precision(CPU, torch.bfloat16).autocast():
+        assert convolution(torch.zeros(1, 1, 2, 2, 2)).dtype == torch.bfloat16
+    with Precision(CPU, torch.float32).autocast():
+        assert convolution(torch.zeros(1, 1, 2, 2, 2)).dtype == torch.float32

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from automonai.domain.configuration import Configuration, Crop, Normalisation
+from automonai.domain.dataset import Case, Dataset, Layout, Split
+from automonai.domain.fingerprint import CaseFacts, ChannelFacts, Fingerprint, Triple
+from automonai.domain.plan import NetworkPlan, Plan
+from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData
+from automonai.errors import DatasetError
+from automonai.imaging.reading import read_image
+from automonai.learning import predicting
+from automonai.learning.precision import Precision
+from automonai.learning.predicting import (
+    LoadedMember,
+    keep_largest_components,
+    predict_cases,
+    predict_label,
+    probability_slabs,
+)
+from automonai.spec import ExecutionSpec, TrainingSpec
+from automonai.storage.memory import MemoryStore
+
+FLOAT32 = Precision(torch.device("cpu"), torch.float32)
+LABELS = {0: "background", 1: "body", 5: "core"}
+
+
+class Threshold(torch.nn.Module):
+    """Class 1 above a value of the first channel, class 2 above another: a network whose answer is known."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, image_BCXYZ: torch.Tensor) -> torch.Tensor:
+        value = image_BCXYZ[:, 0]
+        return torch.stack([torch.zeros_like(value), value - self.low, 2 * value - self.low - self.high], 1)
+
+
+def plan(spacing_mm: Triple | None = None, crop: Crop = Crop.NONE) -> Plan:
+    return Plan(
+        configuration=Configuration(normalisation=Normalisation.NONE, crop=crop),
+        channels=("t1",),
+        labels=LABELS,
+        spacing_mm=spacing_mm,
+        patch_voxels=(8, 8, 8),
+        batch_size=1,
+        network=NetworkPlan(
+            spatial_dims=3, in_channels=1, out_channels=3, channels=(2, 4), strides=(1,), residual_units=1
+        ),
+        slice_axis=2,
+        flip_axes=(),
+        memory_bytes=1,
+        parameters=1,
+    )
+
+
+def study_data() -> StudyData:
+    facts = ChannelFacts(minimum=0, maximum=9, mean=1, std=1, percentile_00_5=0, percentile_99_5=9)
+    case = CaseFacts(
+        id="a",
+        digest="",
+        shape_voxels=(8, 8, 8),
+        spacing_mm=(1, 1, 1),
+        box_start=(0, 0, 0),
+        box_shape=(8, 8, 8),
+        channels=(facts,),
+        class_voxels={0: 1},
+    )
+    return StudyData(
+        dataset=Dataset(name="d", root=".", layout=Layout.MSD, channels=("t1",), labels=LABELS, cases=()),
+        split=Split(seed=0, test=(), folds=(("a",),)),
+        fingerprint=Fingerprint(cases=(case,)),
+        training=TrainingSpec(),
+        execution=ExecutionSpec(precision="float32"),
+    )
+
+
+def ensemble(largest_component: tuple[int, ...] = ()) -> EnsembleResult:
+    member = EnsembleMember(run_id="refit-0000-fold-0", trial=0, fold=0, weight=1.0, checkpoint="key")
+    return EnsembleResult(members=(member,), largest_component=largest_component)
+
+
+LPS = np.array([[-1.0, 0, 0, 20], [0, -1, 0, 30], [0, 0, 2, -5], [0, 0, 0, 1]])
+
+
+def write(path: Path, values: np.ndarray, affine: np.ndarray = LPS) -> Case:
+    nib.Nifti1Image(values, affine).to_filename(path)
+    return Case(id=path.name.split(".")[0], images=(str(path),))
+
+
+def ball() -> np.ndarray:
+    x, y, z = np.indices((20, 14, 11))
+    values = 10 - np.sqrt((x - 9) ** 2 + (y - 6) ** 2 + (z - 5) ** 2)
+    return np.clip(values, 0, None).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def stored_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicting, "read_member", lambda _store, _key, _folder: (plan(), Threshold(4.5, 7.5)))
+
+
+def predict(
+    images: list[Case],
+    output: Path,
+    largest_component: tuple[int, ...] = (),
+    on_case: Callable[[str, Path], None] | None = None,
+) -> list[Path]:
+    return predict_cases(
+        ensemble(largest_component),
+        store=MemoryStore(),
+        data=study_data(),
+        images=images,
+        output=output,
+        scratch_folder=output / "scratch",
+        device=FLOAT32.device,
+        dtype=FLOAT32.dtype,
+        on_case=on_case,
+    )
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+def test_a_label_map_has_the_images_name_ending_grid_and_the_datasets_label_values(tmp_path: Path, ending: str) -> None:
+    case = write(tmp_path / f"head{ending}", ball())
+    [path] = predict([case], tmp_path / "out")
+    assert path == tmp_path / "out" / f"head{ending}"
+    written = nib.load(path)
+    np.testing.assert_array_equal(written.affine, LPS)
+    expected = np.where(ball() > 7.5, 5, np.where(ball() > 4.5, 1, 0))
+    np.testing.assert_array_equal(np.asarray(written.dataobj), expected)
+    assert written.get_data_dtype() == np.uint8
+
+
+def test_an_existing_label_map_is_replaced(tmp_path: Path) -> None:
+    case = write(tmp_path / "head.nii.gz", ball())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "head.nii.gz").write_bytes(b"half a file")
+    [path] = predict([case], tmp_path / "out")
+    assert np.asarray(nib.load(path).dataobj).max() == 5
+
+
+def test_bad_images_are_all_named_after_the_good_ones_are_written(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"no image")
+    two_channels = write(tmp_path / "two.nii.gz", np.stack([ball(), ball()], axis=-1))
+    good = write(tmp_path / "zgood.nii.gz", ball())
+    with pytest.raises(DatasetError) as caught:
+        predict([Case(id="broken", images=(str(broken),)), two_channels, good], tmp_path / "out")
+    assert len(caught.value.problems) == 2
+    assert "broken.nii.gz" in caught.value.problems[0]
+    assert "two: has 2 channels" in caught.value.problems[1]
+    assert [path.name for path in (tmp_path / "out").glob("*.nii*")] == ["zgood.nii.gz"]
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    case = write(tmp_path / "head.nii.gz", ball())
+    with pytest.raises(DatasetError, match="several images"):
+        predict([case, case], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_is_never_replaced_by_its_label_map(tmp_path: Path) -> None:
+    case = write(tmp_path / "head.nii.gz", ball())
+    before = (tmp_path / "head.nii.gz").read_bytes()
+    with pytest.raises(DatasetError, match="its image"):
+        predict([case], tmp_path)
+    assert (tmp_path / "head.nii.gz").read_bytes() == before
+
+
+def test_only_the_largest_component_stays_where_the_ensemble_says_so(tmp_path: Path) -> None:
+    values = ball()
+    values[0, 0, 0] = 5
+    case = write(tmp_path / "head.nii.gz", values)
+    found = [
+        np.asarray(nib.load(predict([case], tmp_path / "out", largest_component=kept)[0]).dataobj)[0, 0, 0]
+        for kept in ((), (5,), (1,))
+    ]
+    assert found == [1, 1, 0]
+
+
+def test_members_of_different_spacing_and_crop_are_mixed_on_the_images_grid(tmp_path: Path) -> None:
+    volume = read_image([Path(write(tmp_path / "head.nii.gz", ball()).images[0])])
+    members = [
+        LoadedMember(plan(), Threshold(4.5, 7.5)),
+        LoadedMember(plan(crop=Crop.NONZERO), Threshold(4.5, 7.5)),
+        LoadedMember(plan(spacing_mm=(1.0, 1.0, 1.0)), Threshold(4.5, 7.5)),
+    ]
+    mixtures = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.25, 0.25, 0.5]])
+    slabs = list(probability_slabs(members, volume, mixtures=mixtures, precision=FLOAT32))
+    whole = np.concatenate([probabilities for _, probabilities in slabs], axis=2)
+    assert whole.shape == (4, 3, 20, 14, 11)
+    np.testing.assert_allclose(whole.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(whole[3], 0.25 * whole[0] + 0.25 * whole[1] + 0.5 * whole[2], atol=1e-5)
+    inside = volume.voxels[0] > 0
+    np.testing.assert_allclose(whole[0][:, inside], whole[1][:, inside], atol=1e-5)
+    assert (whole[0].argmax(0) == whole[2].argmax(0)).mean() > 0.95
+
+
+def test_weights_decide_between_members(tmp_path: Path) -> None:
+    volume = read_image([Path(write(tmp_path / "head.nii.gz", ball()).images[0])])
+    members = [LoadedMember(plan(), Threshold(4.5, 7.5)), LoadedMember(plan(), Threshold(50, 50))]
+    found = [
+        predict_label(members, volume, weights=np.array([weights]), precision=FLOAT32).any()
+        for weights in ((1.0, 0.0), (0.0, 1.0))
+    ]
+    assert found == [True, False]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_of_each_class_one_component_stays_and_nothing_is_added(seed: int) -> None:
+    label = np.random.default_rng(seed).choice(3, (6, 5, 4), p=[0.7, 0.2, 0.1]).astype(np.uint8)
+    kept = keep_largest_components(label, (1, 2))
+    assert ((kept == label) | (kept == 0)).all()
+    for index in (1, 2):
+        components, count = ndimage.label(label == index, structure=np.ones((3, 3, 3)))
+        assert ndimage.label(kept == index, structure=np.ones((3, 3, 3)))[1] == min(count, 1)
+        if count:
+            assert (kept == index).sum() == np.bincount(components.ravel())[1:].max()
+
+
+def test_cases_are_announced_as_their_label_maps_are_there(tmp_path: Path) -> None:
+    images = [write(tmp_path / f"{name}.nii.gz", ball()) for name in ("a", "b")]
+    seen: list[str] = []
+
+    def on_case(name: str, path: Path) -> None:
+        assert path.is_file()
+        seen.append(name)
+
+    predict(images, tmp_path / "out", on_case=on_case)
+    assert seen == ["a", "b"]

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import studies
+import yaml
+from script_loading import load_script
+
+from automonai import api
+from automonai.cli import cli, main
+from automonai.domain.events import RunFinished, StudyEnded
+from automonai.errors import AutoMonaiError, DatasetError
+from automonai.report import Summary, summarise
+from automonai.spec import StudySpec
+from automonai.storage import keys
+from automonai.storage.journal import Journal
+from automonai.storage.local import LocalStore
+
+HELP_LIMIT_SECONDS = 0.5
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Give the folder of a small study that is over."""
+    folder = tmp_path / "studies" / "test"
+    store = LocalStore(folder)
+    spec = studies.make_spec(iterations=1)
+    store.put(keys.DATA, studies.make_data(spec).model_dump_json().encode())
+    studies.Bench(spec, store=store).run()
+    return folder
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    document = {"name": "test", "dataset": "nowhere", "budget": {"iterations": 1}}
+    path.write_text(yaml.safe_dump(document | {"store": str(tmp_path / "studies")}))
+    return path
+
+
+def summary_of(*, succeeded: bool | None) -> Summary:
+    """Return the summary of a study that ended so, or that was stopped."""
+    bench = studies.Bench(studies.make_spec(iterations=1))
+    study = bench.run()
+    study.ended = None
+    if succeeded is not None:
+        study.apply(StudyEnded(at=study.last_event_at, succeeded=succeeded, why="that is why"))
+    return summarise(study, studies.make_data(bench.spec))
+
+
+def test_help_answers_in_under_half_a_second() -> None:
+    started = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "automonai.cli", "--help"], check=True, capture_output=True)
+        started.append(time.perf_counter() - begin)
+    assert min(started) < HELP_LIMIT_SECONDS
+
+
+@pytest.mark.parametrize("module", ["torch", "monai", "hpbandster", "numpy", "pydantic", "rich", "kubernetes"])
+def test_the_command_line_alone_loads_none_of_the_heavy_packages(module: str) -> None:
+    code = f"import sys, automonai, automonai.cli; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_missing_study_is_told_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path / "nowhere")]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("automonai: error: ")
+    assert "nowhere" in output.err
+    assert not output.out
+
+
+def test_every_problem_of_a_dataset_gets_its_line_and_they_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(*_: object, **__: object) -> None:
+        raise DatasetError(["case_1: NaN", "case_2: missing"])
+
+    monkeypatch.setattr(api, "check", check)
+    assert main(["check", "somewhere"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "case_1: NaN",
+        "case_2: missing",
+        "automonai: error: 2 problems, listed above",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["frob"], ["phantom"], ["phantom", "x", "--shape", "3,4"], ["phantom", "x", "--shape", "3,4,z"], ["--nope"]],
+)
+def test_a_wrong_call_is_told_with_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "Error" in capsys.readouterr().err
+
+
+def test_another_error_of_ours_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def report(*_: object) -> None:
+        raise AutoMonaiError("the store did not answer")
+
+    monkeypatch.setattr(api, "report", report)
+    assert main(["report", "somewhere"]) == 1
+    assert capsys.readouterr().err == "automonai: error: the store did not answer\n"
+
+
+def test_the_phantoms_arguments_reach_the_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(api, "phantom", lambda folder, **options: seen.update(folder=folder, **options))
+    arguments = ["--cases", "3", "--seed", "7", "--shape", "16, 17,18", "--channels", "2"]
+    assert main(["phantom", str(tmp_path / "p"), *arguments]) == 0
+    assert seen == {"folder": tmp_path / "p", "cases": 3, "seed": 7, "shape": (16, 17, 18), "channels": 2}
+
+
+def test_runs_as_json_is_a_list_with_the_promised_keys(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(study), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    promised = {
+        *("id", "trial", "configuration", "budget_epochs", "fold"),
+        *("state", "loss", "seconds", "peak_memory_bytes", "origin"),
+    }
+    assert rows
+    assert all(promised <= row.keys() for row in rows)
+
+
+def test_runs_without_json_is_a_table_with_a_line_per_run(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(study)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(api.runs(study))
+    assert "trial-0000-epochs-0001-fold-0" in lines[1]
+
+
+def test_status_shows_rungs_the_best_and_what_comes_next(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(study)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("test: over", "9 epochs", "best", "report", f"automonai predict {study}"):
+        assert words in shown
+
+
+def test_status_as_json_is_the_summary(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(study), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["study"] == "test"
+
+
+def test_ctrl_c_in_a_search_says_how_to_go_on(
+    spec_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def search(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "search", search)
+    assert main(["search", str(spec_file), "--set", "search.seed=8"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"go on with: automonai search {spec_file} --set search.seed=8")
+
+
+def test_ctrl_c_elsewhere_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def check(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "check", check)
+    assert main(["check", "somewhere"]) == 130
+    assert capsys.readouterr().err.endswith("automonai: interrupted\n")
+
+
+@pytest.mark.parametrize(("succeeded", "code"), [(True, 0), (False, 1), (None, 143)])
+def test_a_search_ends_with_what_became_of_the_study(
+    succeeded: bool | None,
+    code: int,
+    spec_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(api, "search", lambda *_, **__: summary_of(succeeded=succeeded))
+    assert main(["search", str(spec_file)]) == code
+    assert succeeded is None or "that is why" in capsys.readouterr().out
+
+
+def test_settings_on_the_command_line_reach_the_search(spec_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[StudySpec] = []
+
+    def search(spec: StudySpec, **_: object) -> Summary:
+        seen.append(spec)
+        return summary_of(succeeded=True)
+
+    monkeypatch.setattr(api, "search", search)
+    assert main(["search", str(spec_file), "--set", "search.seed=8", "--set", "budget.time=1h"]) == 0
+    assert (seen[0].search.seed, seen[0].budget.time) == (8, 3600.0)
+
+
+def test_a_faulty_spec_is_told_by_its_field(spec_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", str(spec_file), "--set", "budget.eta=1"]) == 2
+    assert "budget.eta" in capsys.readouterr().err
+
+
+def test_a_training_that_failed_ends_with_1(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = [e for e in Journal(LocalStore(study)).read() if isinstance(e, RunFinished)]
+    complete = finished[0].result
+    failed = complete.model_copy(update={"state": "failed", "loss": None, "message": "why", "curve": ()})
+    for result, code in ((complete, 0), (failed, 1)):
+        monkeypatch.setattr(api, "train", lambda *_, result=result, **__: result)
+        call = ["train", "data", "--configuration", "c.yaml", "--epochs", "3", "--output", str(tmp_path)]
+        assert main(call) == code
+    assert "why" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_an_output_that_is_neither_json_nor_csv(tmp_path: Path) -> None:
+    folders = ["--predictions", str(tmp_path), "--labels", str(tmp_path)]
+    assert main(["evaluate", *folders, "--output", "scores.txt"]) == 2
+
+
+@pytest.mark.parametrize("verb", [None, *cli.commands])
+def test_help_says_what_the_golden_file_says(verb: str | None) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "help" / f"{verb or 'automonai'}.txt"
+    text = load_script("reference").help_text((verb,) if verb else ())
+    if os.environ.get("AUTOMONAI_RENEW_GOLDEN"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text()
