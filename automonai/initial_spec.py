@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
+from pydantic import BaseModel
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.fingerprint import Fingerprint
@@ -207,15 +209,43 @@ def _remarks(
 
 
 def _render(spec: StudySpec, remarks: dict[str, str]) -> str:
-    """Return the spec as YAML, a comment above each section."""
-    document = spec.model_dump(mode="json", exclude_none=False)
+    """Return the spec as YAML: a comment above each section, and each field's own meaning beside it."""
+    document = spec.model_dump(mode="json")
     document["budget"]["time"] = _duration_text(spec.budget.time)
     lines = [_comment("A study's spec, written by 'automonai init'.\n" + remarks[""])]
     for key, value in document.items():
         if remarks.get(key):
             lines.append("\n" + _comment(remarks[key]))
-        lines.append(yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=None, width=110))
+        if isinstance(value, dict):
+            lines.append(f"{key}:\n")
+            section = getattr(spec, key)
+            lines.extend(_field(name, item, type(section)) for name, item in value.items())
+        else:
+            lines.append(f"{key}: {_inline(value)}\n")
     return "".join(lines)
+
+
+def _field(name: str, value: object, section: type[BaseModel]) -> str:
+    """Return one field of a section: its meaning as a comment, then its value."""
+    meaning = " ".join((section.model_fields[name].description or "").split()).replace("None:", "null:")
+    comment = "".join(f"  # {line}\n" for line in textwrap.wrap(meaning, width=110))
+    if name in ("space", "standard") and isinstance(value, dict):
+        entries = "".join(f"    {key}: {_inline(_without_defaults(item))}\n" for key, item in value.items())
+        return f"{comment}  {name}:\n{entries}" if entries else f"{comment}  {name}: {{}}\n"
+    return f"{comment}  {name}: {_inline(value)}\n"
+
+
+def _without_defaults(item: object) -> object:
+    """Return a dimension without `log: false`, which is what its absence means."""
+    if isinstance(item, dict):
+        return {key: value for key, value in item.items() if not (key == "log" and value is False)}
+    return item
+
+
+def _inline(value: object) -> str:
+    """Return a value as one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    return text.removesuffix("...\n").strip()
 
 
 def _duration_text(seconds: float | None) -> str | None:

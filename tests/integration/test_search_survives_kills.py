@@ -60,9 +60,7 @@ def write_spec(store: Path, dataset: Path) -> Path:
 
 def start(spec: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "automonai.cli", "search", str(spec)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def story(folder: Path) -> dict[str, object]:

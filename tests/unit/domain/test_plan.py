@@ -47,7 +47,7 @@ def test_float32_activations_take_twice_the_memory_of_bfloat16() -> None:
             plan(), patch_voxels=(32, 32, 32), batch_size=1, bytes_per_activation=size
         ) - training_memory_bytes(plan(), patch_voxels=(32, 32, 32), batch_size=1, bytes_per_activation=0)
 
-    assert kept(4) == 2 * kept(2)
+    assert kept(4) == pytest.approx(2 * kept(2), abs=2)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,5 @@ def test_float32_activations_take_twice_the_memory_of_bfloat16() -> None:
 def test_memory_is_within_a_quarter_of_measured_peaks(
     network: NetworkPlan, patch: tuple[int, int, int], batch: int, size: int, measured_mib: int
 ) -> None:
-    planned = training_memory_bytes(
-        network, patch_voxels=patch, batch_size=batch, bytes_per_activation=size
-    )
+    planned = training_memory_bytes(network, patch_voxels=patch, batch_size=batch, bytes_per_activation=size)
     assert planned / 2**20 == pytest.approx(measured_mib, rel=0.25)

@@ -29,9 +29,7 @@ def test_a_new_checkpoint_replaces_the_one_before() -> None:
     store, trainer = MemoryStore(), tiny_trainer()
     for _ in range(2):
         write_checkpoint(trainer.checkpoint(), store=store, manifest_key=KEY)
-        trainer.update(
-            torch.randn(1, 1, 8, 8, 8), torch.ones(1, 8, 8, 8, dtype=torch.uint8), learning_rate=1e-3
-        )
+        trainer.update(torch.randn(1, 1, 8, 8, 8), torch.ones(1, 8, 8, 8, dtype=torch.uint8), learning_rate=1e-3)
     manifest = Manifest.model_validate_json(store.get(KEY))
     assert sorted(store.list()) == sorted([KEY, manifest.key])
     assert manifest.epoch == 1
@@ -67,9 +65,7 @@ def test_a_manifest_that_is_none_is_corrupt(tmp_path: Path) -> None:
 def test_a_member_has_the_averaged_weights_and_only_predicts(tmp_path: Path) -> None:
     store, trainer = MemoryStore(), tiny_trainer()
     for _ in range(3):
-        trainer.update(
-            torch.randn(1, 1, 8, 8, 8), torch.ones(1, 8, 8, 8, dtype=torch.uint8), learning_rate=1e-2
-        )
+        trainer.update(torch.randn(1, 1, 8, 8, 8), torch.ones(1, 8, 8, 8, dtype=torch.uint8), learning_rate=1e-2)
     write_checkpoint(trainer.checkpoint(), store=store, manifest_key=KEY)
     plan, network = read_member(store, KEY, tmp_path)
     image = torch.randn(1, 1, 8, 8, 8)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from studies import make_data, make_spec
+
+from automonai.domain.configuration import Configuration
+from automonai.domain.request import TrainRequest
+from automonai.domain.run import FailureReason, Run, RunState
+from automonai.errors import (
+    BadRequestError,
+    DoesNotFitError,
+    NonFiniteLossError,
+    StopRequestedError,
+    TooSlowError,
+)
+from automonai.learning.training import failed_result, train_run
+from automonai.storage.memory import MemoryStore
+
+REQUEST = TrainRequest(run=Run(trial=0, budget_epochs=1), configuration=Configuration(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NonFiniteLossError("x"), FailureReason.NON_FINITE_LOSS),
+        (TooSlowError("x"), FailureReason.TOO_SLOW),
+        (DoesNotFitError("x"), FailureReason.DOES_NOT_FIT),
+        (torch.OutOfMemoryError("CUDA out of memory"), FailureReason.OUT_OF_MEMORY),
+        (MemoryError(), FailureReason.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), FailureReason.OUT_OF_MEMORY),
+        (ZeroDivisionError("x"), FailureReason.BAD_CONFIGURATION),
+    ],
+)
+def test_every_error_becomes_a_failed_result_with_its_reason_and_peak(
+    error: BaseException, reason: FailureReason
+) -> None:
+    result = failed_result(REQUEST, error, seconds=2.0)
+    assert (result.state, result.reason, result.seconds) == (RunState.FAILED, reason, 2.0)
+    assert result.peak_memory_bytes is not None
+    assert result.peak_memory_bytes > 2**20
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    request = REQUEST.model_copy(update={"memory_bytes": 123456})
+    with pytest.raises(DoesNotFitError, match=r"needs about \d+ bytes .* may use 123456"):
+        train_run(request, make_data(make_spec()), store=MemoryStore(), cache_folder=tmp_path, stop=threading.Event())
+
+
+def test_a_fold_that_does_not_exist_is_a_bad_request(tmp_path: Path) -> None:
+    request = REQUEST.model_copy(update={"run": Run(trial=0, budget_epochs=1, fold=9)})
+    with pytest.raises(BadRequestError, match="fold 9"):
+        train_run(request, make_data(make_spec()), store=MemoryStore(), cache_folder=tmp_path, stop=threading.Event())
+
+
+def test_a_stop_while_cases_are_prepared_leaves_at_once(tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(StopRequestedError):
+        train_run(REQUEST, make_data(make_spec()), store=MemoryStore(), cache_folder=tmp_path, stop=stop)
