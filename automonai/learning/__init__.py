@@ -1,0 +1,1 @@
+"""Networks, losses, the training loop, checkpoints, prediction, scoring and the choice of the ensemble."""

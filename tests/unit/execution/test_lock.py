@@ -22,7 +22,8 @@ with locked(Path(sys.argv[1])):
 def test_a_second_controller_is_refused_and_told_who_holds_the_study(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
     try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
         with pytest.raises(StudyLockedError, match=str(holder.pid)), locked(tmp_path):
             pass
     finally:
