@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from automonai.domain.configuration import Configuration
 from automonai.domain.fingerprint import Fingerprint
 from automonai.domain.ladder import Ladder, fit_ladder
-from automonai.domain.plan import make_plan
+from automonai.domain.plan import Plan, make_plan
 from automonai.errors import SpecError
 from automonai.execution.machine import Machine
 from automonai.spec import (
@@ -64,8 +64,9 @@ def initial_spec(checked: CheckedDataset, *, path: Path, machine: Machine, budge
     execution = _execution(machine)
     plan = make_plan(standard, dataset=checked.dataset, fingerprint=facts, training=training)
     split = SplitSpec()
-    epoch_seconds = _seconds_per_epoch(plan, checked, split, execution, machine)
-    ladder = _ladder(limit, epoch_seconds, execution)
+    steps = _steps_per_epoch(checked, split, plan.batch_size)
+    epoch_seconds = steps * _seconds_per_step(plan, execution, machine)
+    ladder = _ladder(limit, steps, epoch_seconds, execution)
     spec = StudySpec(
         name=name or _slug(checked.dataset.name),
         dataset=str(path),
@@ -152,22 +153,24 @@ def _execution(machine: Machine) -> ExecutionSpec:
     return ExecutionSpec(max_parallel_runs=max(1, min(machine.cores, 8, by_memory)))
 
 
-def _seconds_per_epoch(plan, checked, split, execution, machine) -> float:  # type: ignore[no-untyped-def]
+def _steps_per_epoch(checked: CheckedDataset, split: SplitSpec, batch_size: int) -> float:
+    """Return the optimiser steps of one epoch: a patch from each case that a fold trains on."""
+    return max(1.0, len(checked.dataset.cases) * (1 - split.test) * (1 - 1 / split.folds) / batch_size)
+
+
+def _seconds_per_step(plan: Plan, execution: ExecutionSpec, machine: Machine) -> float:
     from automonai.learning.timing import seconds_per_step
 
     threads = machine.threads_per_run(execution.max_parallel_runs)
-    step = seconds_per_step(plan, execution=execution, threads=threads)
-    cases = len(checked.dataset.cases) * (1 - split.test) * (1 - 1 / split.folds)
-    steps = max(1.0, cases / plan.batch_size)
-    return float(step * steps * LOOP_OVERHEAD)
+    return LOOP_OVERHEAD * seconds_per_step(plan, execution=execution, threads=threads)
 
 
-def _ladder(limit: _Limit, epoch_seconds: float, execution: ExecutionSpec) -> Ladder:
+def _ladder(limit: _Limit, steps: float, epoch_seconds: float, execution: ExecutionSpec) -> Ladder:
     if limit.time is not None:
         seconds = limit.time * (1 - REFIT_SHARE) * execution.max_parallel_runs
-        return fit_ladder(seconds / epoch_seconds)
+        return fit_ladder(seconds / epoch_seconds, steps_per_epoch=steps)
     if limit.epochs is not None:
-        return fit_ladder(limit.epochs)
+        return fit_ladder(limit.epochs, steps_per_epoch=steps)
     return Ladder(min_epochs=5, max_epochs=200, eta=3, iterations=limit.iterations or 5)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from automonai.domain.bracket import hyperband_bracket, rung_budgets
 from automonai.domain.records import Record
 
-ROUNDS = 2
-"""HyperBand rounds (one bracket of each kind) that a ladder should leave room for, so that a model can form."""
+FEWEST_TRIALS = 18
+"""Configurations that a search should be able to try; a higher ladder would try fewer."""
+FEWEST_STEPS = 100
+"""Optimiser steps of the lowest rung: before that all networks are alike (measured on the hippocampus)."""
 LONGEST_EPOCHS = 200
 """The source work's highest budget; more time buys more brackets instead."""
+MOST_RUNGS = 3
 
 
 class Ladder(Record):
@@ -20,33 +23,44 @@ class Ladder(Record):
     iterations: int
 
 
-def fit_ladder(affordable_epochs: float, *, eta: int = 3) -> Ladder:
-    """Return the highest ladder of three rungs of which `ROUNDS` rounds cost at most `affordable_epochs`.
+def fit_ladder(affordable_epochs: float, *, steps_per_epoch: float, eta: int = 3) -> Ladder:
+    """Return the ladder with most rungs, and of those the highest, on which `FEWEST_TRIALS` trials are affordable.
+
+    With too little time for a ladder of one rung of `FEWEST_STEPS`, one shorter rung is returned.
 
     Args:
         affordable_epochs: Epochs of the standard configuration that all slots can train in the search's time.
+        steps_per_epoch: Optimiser steps of one epoch.
         eta: Factor between rungs.
-
-    Returns:
-        A ladder from 1 epoch upwards; with very little time one rung of a single epoch.
     """
-    highest = 1
-    while highest < LONGEST_EPOCHS and _round_epochs(highest + 1, eta) * ROUNDS <= affordable_epochs:
-        highest += 1
-    lowest = max(1, highest // eta**2)
-    iterations = _iterations(affordable_epochs, lowest, highest, eta)
-    return Ladder(min_epochs=lowest, max_epochs=highest, eta=eta, iterations=iterations)
+    lowest = max(1, -(-FEWEST_STEPS // max(1, round(steps_per_epoch))))
+    for rungs in range(MOST_RUNGS, 0, -1):
+        factor = eta ** (rungs - 1)
+        bottom = min(lowest, LONGEST_EPOCHS // factor)
+        if _trials(affordable_epochs, bottom, bottom * factor, eta) < FEWEST_TRIALS:
+            continue
+        while (
+            (bottom + 1) * factor <= LONGEST_EPOCHS
+            and _trials(affordable_epochs, bottom + 1, (bottom + 1) * factor, eta) >= FEWEST_TRIALS
+        ):
+            bottom += 1
+        return _ladder(affordable_epochs, bottom, bottom * factor, eta)
+    highest = max(1, min(lowest, int(affordable_epochs / FEWEST_TRIALS)))
+    return _ladder(affordable_epochs, highest, highest, eta)
 
 
-def _round_epochs(highest: int, eta: int) -> int:
-    budgets = rung_budgets(max(1, highest // eta**2), highest, eta)
-    return sum(hyperband_bracket(i, budgets, eta).epochs_continued for i in range(len(budgets)))
-
-
-def _iterations(epochs: float, lowest: int, highest: int, eta: int) -> int:
-    """Return how many brackets fit, at least one; each may cost less than the standard's, so allow one more."""
+def _ladder(epochs: float, lowest: int, highest: int, eta: int) -> Ladder:
+    """Return the ladder with as many brackets as fit, at least one, and one more: some cost less than the standard."""
     budgets, spent, count = rung_budgets(lowest, highest, eta), 0, 0
     while spent <= epochs and count < 1000:
         spent += hyperband_bracket(count, budgets, eta).epochs_continued
         count += 1
-    return max(1, count)
+    return Ladder(min_epochs=lowest, max_epochs=highest, eta=eta, iterations=max(1, count))
+
+
+def _trials(epochs: float, lowest: int, highest: int, eta: int) -> float:
+    """Return how many trials whole rounds of brackets try in so many epochs."""
+    budgets = rung_budgets(lowest, highest, eta)
+    brackets = [hyperband_bracket(index, budgets, eta) for index in range(len(budgets))]
+    per_round = sum(bracket.sizes[0] for bracket in brackets)
+    return epochs / sum(bracket.epochs_continued for bracket in brackets) * per_round

@@ -1,26 +1,37 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automonai.domain.bracket import hyperband_bracket, rung_budgets
-from automonai.domain.ladder import ROUNDS, fit_ladder
+from automonai.domain.bracket import rung_budgets
+from automonai.domain.ladder import FEWEST_STEPS, fit_ladder
 
 
-@given(epochs=st.floats(min_value=0, max_value=1e6))
-def test_two_rounds_of_the_ladder_fit_unless_there_is_hardly_any_time(epochs: float) -> None:
-    ladder = fit_ladder(epochs)
-    budgets = rung_budgets(ladder.min_epochs, ladder.max_epochs, ladder.eta)
-    cost = sum(hyperband_bracket(i, budgets, ladder.eta).epochs_continued for i in range(len(budgets)))
-    assert ladder.max_epochs == 1 or cost * ROUNDS <= epochs
-    assert 1 <= ladder.min_epochs <= ladder.max_epochs <= 200
+@given(epochs=st.floats(min_value=0, max_value=1e6), steps=st.floats(min_value=0.5, max_value=1e4))
+@settings(max_examples=50, deadline=None)
+def test_every_ladder_can_be_built_and_is_within_bounds(epochs: float, steps: float) -> None:
+    ladder = fit_ladder(epochs, steps_per_epoch=steps)
+    assert rung_budgets(ladder.min_epochs, ladder.max_epochs, ladder.eta)[-1] == ladder.max_epochs <= 200
     assert ladder.iterations >= 1
 
 
-@given(epochs=st.floats(min_value=0, max_value=1e5), more=st.floats(min_value=1, max_value=10))
-def test_more_time_never_gives_a_lower_ladder(epochs: float, more: float) -> None:
-    assert fit_ladder(epochs * more).max_epochs >= fit_ladder(epochs).max_epochs
+@given(epochs=st.floats(min_value=0, max_value=1e5), steps=st.floats(min_value=1, max_value=1e3))
+@settings(max_examples=50, deadline=None)
+def test_a_ladder_of_several_rungs_starts_with_enough_steps(epochs: float, steps: float) -> None:
+    ladder = fit_ladder(epochs, steps_per_epoch=steps)
+    is_one_rung = ladder.min_epochs == ladder.max_epochs
+    assert is_one_rung or ladder.max_epochs == 200 or ladder.min_epochs * round(steps) >= FEWEST_STEPS
 
 
-@pytest.mark.parametrize(("epochs", "highest"), [(0, 1), (126, 9), (1e6, 200)])
-def test_known_ladders(epochs: float, highest: int) -> None:
-    assert fit_ladder(epochs).max_epochs == highest
+@pytest.mark.parametrize(
+    ("epochs", "steps", "lowest", "highest"),
+    [
+        (0, 31, 1, 1),  # nothing to spend: one epoch each
+        (60, 31, 3, 3),  # 18 trials of 3 epochs
+        (172, 31, 4, 12),  # 3.9 rounds of (4, 12), 44 epochs each, try 19.5 trials
+        (1000, 1000, 13, 117),
+        (1e6, 31, 22, 198),
+    ],
+)
+def test_known_ladders(epochs: float, steps: float, lowest: int, highest: int) -> None:
+    ladder = fit_ladder(epochs, steps_per_epoch=steps)
+    assert (ladder.min_epochs, ladder.max_epochs) == (lowest, highest)
