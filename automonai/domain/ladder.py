@@ -34,13 +34,13 @@ def fit_ladder(affordable_epochs: float, *, steps_per_epoch: float, eta: int = 3
         eta: Factor between rungs.
     """
     lowest = max(1, -(-FEWEST_STEPS // max(1, round(steps_per_epoch))))
+    longest = max(LONGEST_EPOCHS, lowest * eta ** (MOST_RUNGS - 1))  # a few large volumes: epochs of a few steps
     for rungs in range(MOST_RUNGS, 0, -1):
-        factor = eta ** (rungs - 1)
-        bottom = min(lowest, LONGEST_EPOCHS // factor)
+        factor, bottom = eta ** (rungs - 1), lowest
         if _trials(affordable_epochs, bottom, bottom * factor, eta) < FEWEST_TRIALS:
             continue
         while (
-            (bottom + 1) * factor <= LONGEST_EPOCHS
+            (bottom + 1) * factor <= longest
             and _trials(affordable_epochs, bottom + 1, (bottom + 1) * factor, eta) >= FEWEST_TRIALS
         ):
             bottom += 1
