@@ -18,6 +18,14 @@ from automonai.domain.plan import NetworkPlan
 _SLOPE = 0.01
 _AXES_OF_A_VOLUME = 5
 
+BACKGROUND_BIAS = 4.0
+"""Initial bias of the background's logit: a new network expects some 2 % of each structure at every voxel.
+
+The prior of Lin et al. 2017 (focal loss, section 4.1). MONAI's UNet normalises just before its last convolution, so
+that without it every class starts as likely as the background, and hundreds of steps go by until the biases have moved:
+on the hippocampus data 0.75 training Dice is reached after 40 steps instead of some 200.
+"""
+
 
 def build_network(plan_network: NetworkPlan, *, slice_axis: int) -> nn.Module:
     """Return a network from image_BCXYZ to logits_BKXYZ with fresh weights from torch's global generator.
@@ -39,6 +47,7 @@ def build_network(plan_network: NetworkPlan, *, slice_axis: int) -> nn.Module:
         norm=("INSTANCE", {"affine": True}),
     )
     _replace_activations(unet)
+    _expect_background(unet)
     if plan_network.spatial_dims == 2:
         return SliceNetwork(unet.to(memory_format=torch.channels_last), slice_axis=slice_axis)
     return VolumeNetwork(unet.to(memory_format=torch.channels_last_3d))
@@ -72,6 +81,14 @@ class SliceNetwork(nn.Module):
         slices = by_slice.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         logits = self.network(slices).unflatten(0, by_slice.shape[:2])
         return logits.movedim(1, 2 + self.slice_axis)
+
+
+def _expect_background(unet: nn.Module) -> None:
+    convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    last = [module for module in unet.modules() if isinstance(module, convolutions)][-1]
+    assert last.bias is not None
+    with torch.no_grad():
+        last.bias[0] += BACKGROUND_BIAS
 
 
 def _replace_activations(module: nn.Module) -> None:

@@ -94,3 +94,12 @@ def test_a_2d_network_sees_each_slice_alone(axis: int) -> None:
 def test_a_bottom_of_one_voxel_is_no_error() -> None:
     network = build_network(plan(channels=(4, 4, 4, 4), strides=(2, 2, 2)), slice_axis=2)
     assert torch.isfinite(network(torch.randn(1, 1, 8, 8, 8))).all()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("units", [0, 1, 2])
+def test_a_new_network_expects_background(dims: int, units: int) -> None:
+    torch.manual_seed(0)
+    network = build_network(plan(spatial_dims=dims, residual_units=units), slice_axis=2)
+    shares = network(torch.randn(1, 1, 16, 16, 16)).softmax(1).mean((0, 2, 3, 4))
+    assert shares[0] > 0.8
