@@ -14,6 +14,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from automonai.domain.request import (
     request_adapter,
 )
 from automonai.domain.run import Result, RunState
-from automonai.errors import RunError, StopRequestedError
+from automonai.errors import RunError, StopRequestedError, StorageError
 from automonai.storage import keys
 from automonai.storage.local import LocalStore
 from automonai.storage.store import Store
@@ -86,13 +87,14 @@ def _train(
     """Return a run's result and exit code; every failure of its own becomes a FAILED result."""
     from automonai.learning.training import failed_result, train_run
 
+    began = time.monotonic()
     try:
         result = train_run(request, data, store=store, cache_folder=cache_folder, stop=stop)
-    except StopRequestedError:
-        raise
+    except (StopRequestedError, StorageError, OSError):
+        raise  # no fault of the run's: it ends without a result, and counts as lost if nobody asked for it
     except Exception as error:  # noqa: BLE001 - the worker's main: whatever it was becomes the run's result
         logger.warning("%s failed", request.run_id, exc_info=True)
-        result = failed_result(request, error)
+        result = failed_result(request, error, seconds=time.monotonic() - began)
         return result, error.exit_code if isinstance(error, RunError) else _exit_code(result)
     logger.info("%s %s loss=%s seconds=%.1f", request.run_id, result.state, result.loss, result.seconds)
     return result, 0

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from automonai.domain.fingerprint import IntTriple
 from automonai.errors import SpecError
-from automonai.imaging.reading import write_nifti
+from automonai.imaging.nifti import write_nifti
 from automonai.storage.local import write_whole
 
 _ORIENTATIONS = ("RAS", "LPS", "LAS", "ASL")

@@ -31,7 +31,8 @@ from automonai.domain.records import Record
 from automonai.errors import DatasetError
 from automonai.imaging.checking import content_digest
 from automonai.imaging.measuring import Measures, measure, non_finite_count
-from automonai.imaging.reading import MAX_VOXELS, Volume, read_image, read_label
+from automonai.imaging.nifti import MAX_VOXELS
+from automonai.imaging.reading import Volume, read_image, read_label
 from automonai.storage.local import write_whole
 
 FOREGROUND_SAMPLE = 5000

@@ -10,7 +10,7 @@ import automonai.worker
 from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, Result, Run, RunState
-from automonai.errors import NonFiniteLossError, StopRequestedError
+from automonai.errors import CorruptObjectError, NonFiniteLossError, StopRequestedError
 from automonai.storage import keys
 from automonai.storage.memory import MemoryStore
 
@@ -79,6 +79,16 @@ def test_a_failure_of_the_runs_own_becomes_its_result(
 def test_a_stopped_run_leaves_no_result(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     patch_training(monkeypatch, StopRequestedError("asked to leave"))
     with pytest.raises(StopRequestedError):
+        serve(store)
+    assert not store.exists(keys.result(REQUEST.run_id))
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), CorruptObjectError("checksum differs")])
+def test_a_fault_of_the_infrastructure_is_no_result(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    patch_training(monkeypatch, error)
+    with pytest.raises(type(error)):
         serve(store)
     assert not store.exists(keys.result(REQUEST.run_id))
 

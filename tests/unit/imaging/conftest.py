@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from automonai.imaging.reading import write_nifti
+from automonai.imaging.nifti import write_nifti
 
 LABELS = {"0": "background", "1": "organ", "3": "lesion"}
 

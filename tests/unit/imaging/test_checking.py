@@ -14,7 +14,7 @@ import pytest
 from automonai.errors import DatasetError
 from automonai.imaging.checking import check_dataset
 from automonai.imaging.fingerprinting import fingerprint
-from automonai.imaging.reading import write_nifti
+from automonai.imaging.nifti import write_nifti
 
 
 def problems(root: Path) -> tuple[str, ...]:

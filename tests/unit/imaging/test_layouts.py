@@ -10,7 +10,7 @@ import pytest
 from automonai.domain.dataset import Layout
 from automonai.errors import DatasetError
 from automonai.imaging.layouts import find_dataset, find_images
-from automonai.imaging.reading import write_nifti
+from automonai.imaging.nifti import write_nifti
 
 
 def test_msd_cases_are_named_after_their_images(small_dataset: Callable) -> None:

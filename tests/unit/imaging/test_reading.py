@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from automonai.errors import DatasetError
+from automonai.imaging.nifti import write_nifti
 from automonai.imaging.reading import (
     channel_count,
     describe_difference,
     read_image,
     read_label,
     write_label,
-    write_nifti,
 )
 
 ORIENTATIONS = [
