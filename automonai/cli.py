@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 it did not come out well, 2 something in the user's hands 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ From a dataset to predictions:
 
 
 def _parse_shape(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int, int]:
-    parts = [part.strip() for part in text.split(",")]
+    parts = re.split(r"[,x ]+", text.strip().lower())
     if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"'{text}' is not a shape; write three whole numbers such as 48,56,40")
     x, y, z = (int(part) for part in parts)

@@ -14,18 +14,18 @@ from pydantic import BaseModel
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.fingerprint import Fingerprint
-from automonai.domain.ladder import Ladder, fit_ladder
+from automonai.domain.ladder import Ladder, fit_ladder, results_on_one_rung
 from automonai.domain.plan import Plan, make_plan
 from automonai.errors import SpecError
 from automonai.execution.machine import Machine
 from automonai.spec import (
     DEFAULT_SPACE,
     BudgetSpec,
-    Dimension,
     ExecutionSpec,
     IntegerRange,
     Ordered,
     Scalar,
+    SpaceEntry,
     SplitSpec,
     StudySpec,
     TrainingSpec,
@@ -44,6 +44,23 @@ COST_CAP = 4.0
 """A configuration may cost this many times what the standard one costs per epoch."""
 LOOP_OVERHEAD = 1.2
 """Reading, augmentation and validation beside the bare training step."""
+IMPORTANCE = (
+    "channel_multiplier",
+    "loss",
+    "channels",
+    "first_stride",
+    "flips",
+    "convolution",
+    "depth",
+    "normalisation",
+    "resampling",
+    "convolutions_per_layer",
+)
+"""What to search first when there is little time: what mattered in the source work's analysis of variance and in our
+own measurements of strides and flips, then the rest."""
+FEWEST_SEARCHED = 3
+MODEL_SHARE = 0.6
+"""Share of a rung's results after which the model should exist; it needs two for each hyperparameter, and two more."""
 SMALLEST_FEATURE_VOXELS = 4
 """nnU-Net's limit: no level's features are smaller than this (Isensee et al. 2021, supplementary note 4)."""
 
@@ -71,12 +88,12 @@ def initial_spec(checked: CheckedDataset, *, path: Path, machine: Machine, budge
         name=name or _slug(checked.dataset.name),
         dataset=str(path),
         split=split,
-        search={"space": _space(facts, standard), "standard": _differences(standard)},
+        search={"space": _space(facts, standard, searched=_searched(ladder)), "standard": _differences(standard)},
         budget=_budget(limit, ladder, epoch_seconds),
         training=training,
         execution=execution,
     )
-    return _render(spec, _remarks(facts, machine, epoch_seconds, standard))
+    return _render(spec, _remarks(facts, machine, epoch_seconds, ladder))
 
 
 @dataclass(frozen=True)
@@ -123,17 +140,22 @@ def _deepest(fingerprint: Fingerprint) -> int:
     return max(3, depth)
 
 
-def _space(fingerprint: Fingerprint, standard: Configuration) -> dict[str, Dimension | Scalar]:
-    """Return the default space without what cannot matter or cannot be paid for here."""
-    space: dict[str, Dimension | Scalar] = dict(DEFAULT_SPACE)
+def _searched(ladder: Ladder) -> int:
+    """Return how many hyperparameters the ladder's results can model."""
+    return max(FEWEST_SEARCHED, int(MODEL_SHARE * results_on_one_rung(ladder) / 2) - 1)
+
+
+def _space(fingerprint: Fingerprint, standard: Configuration, *, searched: int) -> dict[str, SpaceEntry]:
+    """Return the default space without what cannot matter, be paid for or be modelled here."""
+    space: dict[str, SpaceEntry] = dict(DEFAULT_SPACE)
     space["depth"] = IntegerRange(type="integer", low=2, high=max(3, _deepest(fingerprint)))
-    if fingerprint.has_uniform_spacing:
-        space["resampling"] = "none"
     affordable = tuple(n for n in (8, 16, 32, 64, 128) if n <= 4 * standard.channels)
     space["channels"] = Ordered(type="ordinal", values=affordable)
     if standard.foreground_oversampling:
         space["foreground_oversampling"] = standard.foreground_oversampling
-    return space
+    useful = [name for name in IMPORTANCE if not (name == "resampling" and fingerprint.has_uniform_spacing)]
+    values = standard.model_dump(mode="json")
+    return space | {name: values[name] for name in IMPORTANCE if name not in useful[:searched]}
 
 
 def _differences(standard: Configuration) -> dict[str, Scalar]:
@@ -191,9 +213,7 @@ def _slug(name: str) -> str:
     return slug or "study"
 
 
-def _remarks(
-    fingerprint: Fingerprint, machine: Machine, epoch_seconds: float, standard: Configuration
-) -> dict[str, str]:
+def _remarks(fingerprint: Fingerprint, machine: Machine, epoch_seconds: float, ladder: Ladder) -> dict[str, str]:
     x, y, z = fingerprint.median_shape_voxels()
     device = machine.gpus[0].name if machine.gpus else f"{machine.cores} CPU cores"
     return {
@@ -202,13 +222,24 @@ def _remarks(
         " (one epoch is one patch from each training case).",
         "dataset": "relative to where automonai is started, as is the store",
         "split": "test: share of the cases that only the last step sees; 0 for none",
-        "search": "a hyperparameter is a range, a choice, or one fixed value",
+        "search": _search_remark(ladder),
         "budget": "whichever of time, epochs, iterations is stated and reached first ends the search;\n"
         "refit_share of the time is kept for training the best to the end",
         "training": "patches follow the volumes' shape up to max_patch_voxels",
         "execution": "threads and memory of each run are its share of the machine unless stated",
         "refit": "what is trained to the end; null: decided by the budget",
     }
+
+
+def _search_remark(ladder: Ladder) -> str:
+    searched, results = min(_searched(ladder), len(IMPORTANCE)), results_on_one_rung(ladder)
+    text = "a hyperparameter is a range, a choice, or one fixed value"
+    if searched == len(IMPORTANCE):
+        return text
+    return (
+        f"{text};\nthis budget gives some {results} results on one rung, which model {searched} hyperparameters:"
+        " the others are fixed here,\nas docs/reference/spec.md has them they may be searched too"
+    )
 
 
 def _render(spec: StudySpec, remarks: dict[str, str]) -> str:

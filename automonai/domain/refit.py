@@ -8,7 +8,7 @@ from automonai.domain.events import RefitChosen
 from automonai.domain.run import Purpose, Run, Trial
 from automonai.domain.study import Study
 
-ENSEMBLE_SHARE = 0.05
+ENSEMBLE_SHARE = 0.03
 """Part of a time budget that is kept for choosing and testing the ensemble, beside the predictions it takes."""
 EPOCHS_MARGIN = 1.15
 """A refit plans for somewhat more epochs than measured speed promises; its loop shortens them to what fits."""
