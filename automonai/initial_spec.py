@@ -59,7 +59,7 @@ IMPORTANCE = (
 """What to search first when there is little time: what mattered in the source work's analysis of variance and in our
 own measurements of strides and flips, then the rest."""
 FEWEST_SEARCHED = 3
-MODEL_SHARE = 0.6
+MODEL_SHARE = 0.7
 """Share of a rung's results after which the model should exist; it needs two for each hyperparameter, and two more."""
 SMALLEST_FEATURE_VOXELS = 4
 """nnU-Net's limit: no level's features are smaller than this (Isensee et al. 2021, supplementary note 4)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from automonai.domain.bracket import hyperband_bracket, rung_budgets
 from automonai.domain.records import Record
 
-FEWEST_TRIALS = 30
+FEWEST_TRIALS = 24
 """Configurations that a search should be able to try; a higher ladder would try fewer."""
 FEWEST_STEPS = 60
 """Optimiser steps of the lowest rung: on the hippocampus, networks come to 0.75 training Dice in 40 and differ then."""

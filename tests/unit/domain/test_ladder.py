@@ -27,8 +27,8 @@ def test_a_ladder_of_several_rungs_starts_with_enough_steps(epochs: float, steps
     [
         (0, 31, 1, 1),  # nothing to spend: one epoch each
         (60, 31, 2, 2),  # 30 trials of 2 epochs
-        (218, 31, 3, 9),  # 6.6 rounds of (3, 9), 33 epochs and 5 trials each, try 33 trials
-        (500, 31, 3, 27),
+        (192, 31, 3, 9),  # 5.8 rounds of (3, 9), 33 epochs and 5 trials each, try 29 trials
+        (500, 31, 4, 36),
         (1e6, 31, 22, 198),
     ],
 )
