@@ -1,8 +1,8 @@
 """What a search is worth: a study within a time budget, beside the same time without a search.
 
 Both start from the spec that `automonai init` writes. Without a search the standard configuration is trained for two
-epochs, which tells its speed, and then refitted for all the rest of the time, its ensemble and test included. One after the
-other, on a machine that does nothing else:
+epochs, which tells its speed, and then refitted for all the rest of the time, its ensemble and test included. One after
+the other, on a machine that does nothing else:
 
     python benchmarks/search_or_not.py DATASET --budget 1h --output FOLDER
 

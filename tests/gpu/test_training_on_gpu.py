@@ -1,0 +1,95 @@
+"""What only a CUDA device shows; `pytest tests/gpu` runs it where there is one."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from automonai.domain.configuration import Configuration, Flips, LossName
+from automonai.domain.request import StudyData, TrainRequest
+from automonai.domain.run import Result, Run, RunState
+from automonai.domain.splitting import make_split
+from automonai.imaging.checking import check_dataset
+from automonai.imaging.fingerprinting import fingerprint
+from automonai.imaging.phantom import write_phantom
+from automonai.learning.checkpoint import read_member
+from automonai.learning.inference import sliding_window_logits
+from automonai.learning.training import train_run
+from automonai.spec import ExecutionSpec, TrainingSpec
+from automonai.storage.local import LocalStore
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, cases=8, shape=(32, 32, 24), seed=0)
+    checked = check_dataset(folder)
+    split = make_split([case.id for case in checked.dataset.cases], test=0, folds=2, seed=0)
+    return StudyData(
+        dataset=checked.dataset,
+        split=split,
+        fingerprint=fingerprint(checked, split.development),
+        training=TrainingSpec(patch_voxels=(32, 32, 24)),
+        execution=ExecutionSpec(device="cuda"),
+    )
+
+
+def train(data: StudyData, folder: Path, *, epochs: int = 4, **choices: object) -> Result:
+    request = TrainRequest(
+        run=Run(trial=0, budget_epochs=epochs),
+        configuration=Configuration.model_validate({"depth": 3, "channels": 8, **choices}),
+        seed=1,
+    )
+    store = LocalStore(folder / "store")
+    return train_run(request, data, store=store, cache_folder=folder / "cache", stop=threading.Event())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_network_learns_in_every_precision(data: StudyData, tmp_path: Path, precision: str) -> None:
+    execution = data.execution.model_copy(update={"precision": precision})
+    result = train(data.model_copy(update={"execution": execution}), tmp_path, epochs=30)
+    assert result.state is RunState.COMPLETE
+    assert result.curve[-1].training_loss < 0.8 * result.curve[0].training_loss
+    assert result.peak_memory_bytes is not None
+
+
+@pytest.mark.parametrize("loss", list(LossName))
+@pytest.mark.parametrize("convolution", ["2d", "3d"])
+def test_every_loss_trains_in_2d_and_3d(data: StudyData, tmp_path: Path, loss: LossName, convolution: str) -> None:
+    result = train(data, tmp_path, epochs=1, loss=loss, convolution=convolution, flips=Flips.ALL)
+    assert result.state is RunState.COMPLETE
+
+
+def test_a_compiled_network_trains(data: StudyData, tmp_path: Path) -> None:
+    execution = data.execution.model_copy(update={"compile": True})
+    assert train(data.model_copy(update={"execution": execution}), tmp_path).state is RunState.COMPLETE
+
+
+def test_the_gpu_predicts_what_the_cpu_predicts(data: StudyData, tmp_path: Path) -> None:
+    from automonai.imaging.preprocessing import prepare_case
+
+    result = train(data, tmp_path, epochs=20)
+    assert result.checkpoint is not None
+    plan, network = read_member(LocalStore(tmp_path / "store"), result.checkpoint, tmp_path / "member")
+    case = prepare_case(
+        data.dataset,
+        data.dataset.cases[0],
+        spacing_mm=plan.spacing_mm,
+        crop=plan.configuration.crop,
+        cache_folder=tmp_path / "cache",
+    )
+    labels = []
+    for name in ("cpu", "cuda"):
+        logits = sliding_window_logits(
+            network.to(name), case.image, plan=plan, statistics=case.statistics, device=torch.device(name)
+        )
+        labels.append(logits.argmax(0))
+    assert (labels[0] == labels[1]).mean() > 0.999
