@@ -228,7 +228,10 @@ def evaluation_table(evaluation: Evaluation) -> RenderableType:
         missing = mean.undefined
         without = f"{missing.dice}, {missing.hd95_mm}, {missing.surface_dice}"
         table.add_row(str(value), *_figures(mean), without)
-    return Group(f"means over {counted(len(evaluation.cases), 'case')}", table)
+    lines = [f"means over {counted(len(evaluation.cases), 'case')}"]
+    if evaluation.without_prediction:
+        lines.append(f"left out: {counted(len(evaluation.without_prediction), 'label')} without a prediction")
+    return Group(*lines, table)
 
 
 def _figures(scores: LabelScores) -> tuple[str, str, str]:

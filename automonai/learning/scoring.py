@@ -60,6 +60,8 @@ class Evaluation(Record):
 
     cases: dict[str, dict[int, LabelScores]]
     mean: dict[int, MeanScores]
+    without_prediction: tuple[str, ...] = ()
+    """Labels that nothing was predicted for: they are no part of the means."""
 
 
 def dice(prediction: np.ndarray, label: np.ndarray) -> float | None:
@@ -147,14 +149,16 @@ def evaluate_folders(predictions: str | Path, labels: str | Path, *, tolerance_m
     """Score every label map of one folder against the one of the same name in another.
 
     The label values are all non-zero ones that occur in the labels; a value that only predictions have is scored too.
+    The labels may be more than the predictions, as when a few cases of a dataset were predicted; the others are named.
 
     Raises:
-        DatasetError: If a file has no partner, cannot be read, or the two differ in shape or affine: all at once.
+        DatasetError: If a prediction has no label, a file cannot be read, or the two differ in shape or affine: all at
+            once.
         SpecError: If the tolerance is negative.
     """
     if not tolerance_mm >= 0:
         raise SpecError(f"tolerance_mm must be 0 or more, not {tolerance_mm}")
-    pairs = _pairs(Path(predictions), Path(labels))
+    pairs, without_prediction = _pairs(Path(predictions), Path(labels))
     present: dict[str, dict[int, LabelScores]] = {}
     problems: list[str] = []
     for name, (prediction, label) in pairs.items():
@@ -169,13 +173,18 @@ def evaluate_folders(predictions: str | Path, labels: str | Path, *, tolerance_m
     cases = {name: {value: scores.get(value, absent) for value in values} for name, scores in present.items()}
     return Evaluation(
         cases=cases,
+        without_prediction=without_prediction,
         mean={value: mean_scores([scores[value] for scores in cases.values()]) for value in values},
     )
 
 
 def evaluation_json(evaluation: Evaluation) -> str:
-    """Return an evaluation as JSON: `cases` and `mean` by label value, null where a figure has no meaning."""
-    return json.dumps(evaluation.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    """Return an evaluation as JSON: `cases` and `mean` by label value, null where a figure has no meaning.
+
+    `without_prediction` is there only if a label was left out.
+    """
+    left_out = None if evaluation.without_prediction else {"without_prediction"}
+    return json.dumps(evaluation.model_dump(mode="json", exclude=left_out), indent=2, allow_nan=False) + "\n"
 
 
 def evaluation_csv(evaluation: Evaluation) -> str:
@@ -247,19 +256,18 @@ def _percentile(distances: np.ndarray, areas: np.ndarray) -> float:
     return float(distances[order][position])
 
 
-def _pairs(predictions: Path, labels: Path) -> dict[str, tuple[Path, Path]]:
+def _pairs(predictions: Path, labels: Path) -> tuple[dict[str, tuple[Path, Path]], tuple[str, ...]]:
+    """Return prediction and label of each case, and the cases that have only a label."""
     found, expected = _label_maps(predictions), _label_maps(labels)
-    problems = [f"{path}: there is no label of this name in {labels}" for path in _missing(found, expected)]
-    problems += [f"{path}: there is no prediction of this name in {predictions}" for path in _missing(expected, found)]
-    if not found and not expected:
+    problems = [
+        f"{path}: there is no label of this name in {labels}" for name, path in found.items() if name not in expected
+    ]
+    if not found:
         problems = [f"{predictions}: there are no label maps ({', '.join(ENDINGS)}) to evaluate"]
     if problems:
         raise DatasetError(problems)
-    return {name: (path, expected[name]) for name, path in found.items()}
-
-
-def _missing(names: dict[str, Path], others: dict[str, Path]) -> list[Path]:
-    return [path for name, path in names.items() if name not in others]
+    pairs = {name: (path, expected[name]) for name, path in found.items()}
+    return pairs, tuple(name for name in expected if name not in found)
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:

@@ -184,15 +184,23 @@ def test_the_ending_decides_how_an_evaluation_is_written(folders: tuple[Path, Pa
         write_evaluation(evaluation, tmp_path / "scores.xlsx")
 
 
-def test_every_file_without_a_partner_is_named(folders: tuple[Path, Path]) -> None:
+def test_every_prediction_without_a_label_is_named(folders: tuple[Path, Path]) -> None:
     predictions, labels = folders
-    (predictions / "a.nii.gz").unlink()
+    (labels / "a.nii.gz").unlink()
     (labels / "b.nii.gz").unlink()
     with pytest.raises(DatasetError) as caught:
         evaluate_folders(predictions, labels)
     assert len(caught.value.problems) == 2
-    assert "b.nii.gz: there is no label" in caught.value.problems[0]
-    assert "a.nii.gz: there is no prediction" in caught.value.problems[1]
+    assert "a.nii.gz: there is no label" in caught.value.problems[0]
+    assert "b.nii.gz: there is no label" in caught.value.problems[1]
+
+
+def test_labels_without_a_prediction_are_left_out_and_named(folders: tuple[Path, Path]) -> None:
+    predictions, labels = folders
+    (predictions / "a.nii.gz").unlink()
+    evaluation = evaluate_folders(predictions, labels)
+    assert list(evaluation.cases) == ["b"]
+    assert evaluation.without_prediction == ("a",)
 
 
 def test_grids_that_differ_are_refused_by_file(folders: tuple[Path, Path]) -> None:
