@@ -268,7 +268,8 @@ def predict(
         channel_count=len(data.dataset.channels),
     )
     ensemble = EnsembleResult.model_validate_json(store.get(keys.ENSEMBLE))
-    device = choose_device(data.execution)
+    execution = ExecutionSpec()  # this machine's own: the study may have been made on another
+    device = choose_device(execution)
     with TemporaryDirectory(prefix="automonai-") as scratch:
         return predict_cases(
             ensemble,
@@ -278,7 +279,7 @@ def predict(
             output=Path(output),
             scratch_folder=Path(scratch),
             device=device,
-            dtype=choose_precision(data.execution, device),
+            dtype=choose_precision(execution, device),
             on_case=on_case,
         )
 
