@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -58,6 +59,31 @@ def parse_duration(text: str | float) -> float:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A budget in one of its three forms; the two others are None."""
+
+    time: float | None = None
+    epochs: int | None = None
+    iterations: int | None = None
+
+
+def parse_limit(text: str) -> Limit:
+    """Return what a budget such as `1h`, `30 epochs` or `3 iterations` states.
+
+    Raises:
+        SpecError: If it is none of the three.
+    """
+    counted = re.fullmatch(r"\s*(\d+)\s*(epochs?|iterations?)\s*", text)
+    if counted and int(counted[1]) > 0:
+        count = int(counted[1])
+        return Limit(epochs=count) if counted[2].startswith("epoch") else Limit(iterations=count)
+    try:
+        return Limit(time=parse_duration(text))
+    except ValueError as error:
+        raise SpecError(f"budget '{text}': write a time like 1h or 20m, '30 epochs' or '3 iterations'") from error
 
 
 class SamplerName(StrEnum):
@@ -278,7 +304,7 @@ class RefitSpec(_Section):
     """Networks in all; None: every fold of each configuration, or what the time allows."""
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Epochs of each; None: budget.max_epochs, or what the time allows."""
-    min_epochs_factor: Annotated[int, Field(ge=1)] = 4
+    min_epochs_factor: Annotated[int, Field(ge=1)] = 2
     """Under a time budget a member is worth training for at least this many times budget.max_epochs."""
 
 

@@ -12,40 +12,51 @@ ENSEMBLE_SHARE = 0.03
 """Part of a time budget that is kept for choosing and testing the ensemble, beside the predictions it takes."""
 EPOCHS_MARGIN = 1.15
 """A refit plans for somewhat more epochs than measured speed promises; its loop shortens them to what fits."""
+ALIKE = 0.003
+"""Losses that differ by less are taken for equal: under a time budget the cheaper configuration then comes first."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """What is left of a time budget for the refit."""
+class _Room:
+    """What is left of a time budget for the refit, and how fast each configuration trains."""
 
     seconds: float
     slots: int
+    enough_epochs: int
+    seconds_per_epoch: dict[int, float]
 
-    def epochs_each(self, members: int, seconds_per_epoch: float) -> float:
-        """Return the epochs that each of so many members gets."""
+    def epochs(self, trial: int, members: int) -> float:
+        """Return the epochs that one of so many members gets if it is of this trial."""
         waves = -(-members // self.slots)
-        return self.seconds / waves / max(seconds_per_epoch, 1e-9)
+        return self.seconds / waves / self.seconds_per_epoch[trial]
+
+    def is_enough(self, trial: int, members: int) -> bool:
+        """Whether these epochs make the member worth training."""
+        return self.epochs(trial, members) >= self.enough_epochs
 
 
 def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     """Return what to refit, best configuration first.
 
     Without a time budget every chosen configuration is trained on all folds. Under one, as many members as can each
-    get `refit.min_epochs_factor * budget.max_epochs` epochs are trained, for equal shares of what is left.
+    get `refit.min_epochs_factor * budget.max_epochs` epochs are trained, for equal shares of what is left; a further
+    configuration that would get fewer is left out.
     """
-    chosen = _configurations(study)
-    if not chosen:
-        return RefitChosen(at=now, runs=(), why="no run of the search completed")
     if study.spec.budget.time is None:
+        chosen = _configurations(study, [trial for trial, _ in study.ranking], most=1)
         members = study.spec.refit.members or len(chosen) * study.spec.split.folds
         epochs = study.spec.refit.epochs or study.spec.budget.max_epochs
-        return RefitChosen(at=now, runs=_runs(study, chosen, members, epochs), why=f"{epochs} epochs each")
-    room = Room(_seconds_left(study, now, test_cases), study.spec.execution.max_parallel_runs)
-    cost = study.seconds_per_epoch(chosen[0].number) or 1.0
-    members = study.spec.refit.members or _members(study, room, cost, len(chosen))
-    epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs_each(members, cost)))
-    why = f"{members} networks in the {room.seconds:.0f} s that are left"
-    return RefitChosen(at=now, runs=_runs(study, chosen, members, epochs), why=why)
+        runs = [_run(trial, fold, epochs) for trial, fold in _order(study, chosen)[:members]]
+        return _chosen(now, runs, f"{epochs} epochs each")
+    chosen = _configurations(study, _cheapest_of_equals(study), most=2)
+    room = _room(study, chosen, now=now, test_cases=test_cases)
+    members = study.spec.refit.members or _members(study, room, chosen)
+    worth_it = chosen[:1] + [trial for trial in chosen[1:] if room.is_enough(trial.number, members)]
+    runs = []
+    for trial, fold in _order(study, worth_it)[:members]:
+        epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs(trial.number, members)))
+        runs.append(_run(trial, fold, epochs))
+    return _chosen(now, runs, f"{len(runs)} networks in the {room.seconds:.0f} s that are left")
 
 
 def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: int) -> float | None:
@@ -63,32 +74,48 @@ def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: in
     return max(30.0, _seconds_left(study, now, test_cases) / waves)
 
 
-def _configurations(study: Study) -> list[Trial]:
-    ranking = study.ranking
-    if not ranking:
-        return []
-    wanted = study.spec.refit.configurations or (1 if study.spec.budget.time is None else 2)
-    best = ranking[0][1].loss or 0.0
-    tolerance = study.spec.refit.tolerance
-    return [trial for trial, result in ranking[:wanted] if (result.loss or 0.0) <= best + tolerance]
+def _chosen(now: float, runs: list[Run], why: str) -> RefitChosen:
+    return RefitChosen(at=now, runs=tuple(runs), why=why if runs else "no run of the search completed")
 
 
-def _members(study: Study, room: Room, seconds_per_epoch: float, configurations: int) -> int:
-    """Return the largest number of networks that all get enough epochs, at least one."""
-    enough = study.spec.refit.min_epochs_factor * study.spec.budget.max_epochs
-    most = configurations * study.spec.split.folds
-    fitting = [n for n in range(1, most + 1) if room.epochs_each(n, seconds_per_epoch) >= enough]
+def _configurations(study: Study, order: list[Trial], *, most: int) -> list[Trial]:
+    """Return the first of the order, and further ones whose loss is within the tolerance of the best."""
+    losses = {trial.number: result.loss or 0.0 for trial, result in study.ranking}
+    limit = min(losses.values(), default=0.0) + study.spec.refit.tolerance
+    return [trial for trial in order if losses[trial.number] <= limit][: study.spec.refit.configurations or most]
+
+
+def _cheapest_of_equals(study: Study) -> list[Trial]:
+    """Return the ranking, but those that are as good as the best in ascending order of their cost."""
+    best = min((result.loss or 0.0 for _, result in study.ranking), default=0.0)
+    alike = [trial for trial, result in study.ranking if (result.loss or 0.0) <= best + ALIKE]
+    alike.sort(key=lambda trial: study.seconds_per_epoch(trial.number) or 0.0)
+    return alike + [trial for trial, _ in study.ranking if trial not in alike]
+
+
+def _room(study: Study, chosen: list[Trial], *, now: float, test_cases: int) -> _Room:
+    return _Room(
+        seconds=_seconds_left(study, now, test_cases),
+        slots=study.spec.execution.max_parallel_runs,
+        enough_epochs=study.spec.refit.min_epochs_factor * study.spec.budget.max_epochs,
+        seconds_per_epoch={trial.number: study.seconds_per_epoch(trial.number) or 1.0 for trial in chosen},
+    )
+
+
+def _members(study: Study, room: _Room, chosen: list[Trial]) -> int:
+    """Return the largest number of networks that each get enough epochs, at least one."""
+    most = len(chosen) * study.spec.split.folds
+    fitting = [n for n in range(1, most + 1) if room.is_enough(chosen[0].number, n)]
     return max(fitting, default=min(room.slots, most))
 
 
-def _runs(study: Study, chosen: list[Trial], members: int, epochs: int) -> tuple[Run, ...]:
-    """Return the members fold by fold, so that configurations meet on the same held-out cases."""
-    folds = range(study.spec.split.folds)
-    order = [(trial, fold) for fold in folds for trial in chosen]
-    return tuple(
-        Run(trial=trial.number, budget_epochs=epochs, fold=fold, purpose=Purpose.REFIT)
-        for trial, fold in order[:members]
-    )
+def _order(study: Study, chosen: list[Trial]) -> list[tuple[Trial, int]]:
+    """Return configurations and folds, fold by fold, so that configurations meet on the same held-out cases."""
+    return [(trial, fold) for fold in range(study.spec.split.folds) for trial in chosen]
+
+
+def _run(trial: Trial, fold: int, epochs: int) -> Run:
+    return Run(trial=trial.number, budget_epochs=epochs, fold=fold, purpose=Purpose.REFIT)
 
 
 def _seconds_left(study: Study, now: float, test_cases: int) -> float:

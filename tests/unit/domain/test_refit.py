@@ -1,3 +1,4 @@
+import pytest
 from studies import Bench, make_spec, train
 
 from automonai.domain.events import RefitChosen
@@ -9,15 +10,23 @@ from automonai.spec import RefitSpec
 from automonai.storage.journal import Journal
 
 
-def searched(*, refit: RefitSpec | None = None, parallel: int = 1, second: float = 0.0, **budget: object) -> Study:
-    """Return a study whose search is over; the second best trial is worse by `second`."""
+def searched(
+    *,
+    refit: RefitSpec | None = None,
+    parallel: int = 1,
+    second: float = 0.0,
+    seconds: dict[int, float] | None = None,
+    **budget: object,
+) -> Study:
+    """Return a study whose search is over; trial 1 is worse than trial 0 by `second`, all take 1 s or `seconds`."""
     spec = make_spec(parallel=parallel, **budget)
     bench = Bench(spec.model_copy(update={"refit": refit or RefitSpec()}))
 
     def score(request: TrainRequest) -> Result:
         result = train(request)
         loss = 0.1 if request.run.trial == 0 else 0.1 + second if request.run.trial == 1 else 0.5
-        return result.model_copy(update={"loss": loss})
+        cost = (seconds or {}).get(request.run.trial, 1.0)
+        return result.model_copy(update={"loss": loss, "seconds_per_epoch": cost})
 
     return bench.run(executor=bench.executor(train=score))
 
@@ -41,12 +50,34 @@ def test_under_a_time_budget_members_share_what_is_left_and_each_gets_enough() -
     study = searched(time=600, refit_share=0.6, second=0.2)
     runs = study.refit.runs
     assert len(runs) == 4
-    assert all(run.budget_epochs >= 4 * 9 for run in runs)
+    assert all(run.budget_epochs >= 2 * 9 for run in runs)
 
 
 def test_little_time_trains_fewer_members() -> None:
-    study = searched(time=200, refit_share=0.5, second=0.2)
+    study = searched(time=100, refit_share=0.3, second=0.2)
     assert len(study.refit.runs) < 4
+
+
+def test_of_configurations_that_are_alike_the_cheaper_one_is_refitted_first() -> None:
+    study = searched(seconds={0: 2.0}, time=600, refit_share=0.6, second=0.002)
+    assert study.refit.runs[0].trial == 1
+
+
+def test_of_configurations_that_differ_the_better_one_is_refitted_first() -> None:
+    study = searched(seconds={0: 2.0}, time=600, refit_share=0.6, second=0.006)
+    assert study.refit.runs[0].trial == 0
+
+
+def test_each_member_gets_the_epochs_that_its_own_speed_allows() -> None:
+    study = searched(seconds={0: 2.0}, time=2000, refit_share=0.6, second=0.006)
+    epochs = {run.trial: run.budget_epochs for run in study.refit.runs}
+    assert epochs[1] == pytest.approx(2 * epochs[0], abs=2)
+
+
+def test_a_further_configuration_that_would_be_trained_too_little_is_left_out() -> None:
+    study = searched(seconds={1: 20.0}, time=600, refit_share=0.6, second=0.006)
+    assert {run.trial for run in study.refit.runs} == {0}
+    assert len(study.refit.runs) > 1
 
 
 def test_the_deadline_of_a_refit_is_its_part_of_the_time_that_is_left() -> None:
