@@ -22,25 +22,25 @@ from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, 
 from automonai.domain.run import Purpose, Result, Run
 from automonai.domain.seeds import derive_seed
 from automonai.domain.study import RunRecord, Study
-from automonai.errors import SpecError, StudyNotFoundError
+from automonai.errors import DatasetError, ObjectNotFoundError, SpecError, StudyNotFoundError
 from automonai.execution.local import LocalExecutor
 from automonai.execution.lock import locked
 from automonai.execution.machine import detect_machine
+from automonai.preparing import CACHE_FOLDER, cache_folder_of, dataset_here, prepare_data
 from automonai.report import Summary, summarise, write_report
 from automonai.search import make_sampler
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, TrainingSpec, explain, load_spec
 from automonai.storage import keys
+from automonai.storage.datasets import Push, push_dataset
 from automonai.storage.journal import Journal
-from automonai.storage.local import LocalStore
+from automonai.storage.opening import is_remote, join_location, open_store, place_on_this_machine, user_cache_folder
+from automonai.storage.store import Store
 
 if TYPE_CHECKING:
     from automonai.imaging.checking import CheckedDataset
     from automonai.learning.scoring import Evaluation
 
 logger = logging.getLogger(__name__)
-
-CACHE_FOLDER = ".cache"
-"""Beside the studies of a store; preprocessed cases are shared by all of them."""
 
 
 def phantom(
@@ -75,7 +75,7 @@ def check(dataset: str | Path, *, on_case: Callable[[int, int], None] | None = N
     """Read every case of a dataset and return its facts.
 
     Args:
-        dataset: Folder in MSD or nnU-Net layout.
+        dataset: Folder in MSD or nnU-Net layout, or the `s3://` location of a pushed one.
         on_case: Told after each case how many are done, and of how many.
 
     Raises:
@@ -83,14 +83,35 @@ def check(dataset: str | Path, *, on_case: Callable[[int, int], None] | None = N
     """
     from automonai.imaging.checking import check_dataset
 
-    return check_dataset(Path(dataset), progress=on_case)
+    return check_dataset(dataset_here(dataset, user_cache_folder()), progress=on_case)
+
+
+def push_data(folder: str | Path, location: str, *, on_file: Callable[[str, int, int], None] | None = None) -> Push:
+    """Upload a dataset, so that searches may name its location; what is there already is not sent again.
+
+    Args:
+        folder: In MSD or nnU-Net layout. Hidden files are left out.
+        location: `s3://bucket/datasets/NAME`.
+        on_file: Told after each file its path, how many are done, and of how many.
+
+    Raises:
+        UserError: If the folder holds no dataset or lacks files, or the location cannot be written to.
+    """
+    from automonai.imaging.layouts import find_dataset
+
+    dataset = find_dataset(Path(folder))
+    needed = [path for case in dataset.cases for path in (*dataset.image_paths(case), dataset.label_path(case))]
+    missing = [f"{path}: dataset.json names it, but it is not there" for path in needed if not path.is_file()]
+    if missing:
+        raise DatasetError(missing)
+    return push_dataset(Path(folder), location, on_file=on_file)
 
 
 def init(dataset: str | Path, *, budget: str | None = None, name: str | None = None) -> str:
     """Return a commented spec fitted to dataset, machine and budget.
 
     Args:
-        dataset: Folder in MSD or nnU-Net layout; it is checked first.
+        dataset: Folder in MSD or nnU-Net layout, or the `s3://` location of a pushed one; it is checked first.
         budget: A duration (`1h`), `30 epochs` or `3 iterations`; None: the source work's five iterations.
         name: Of the study; None: the dataset's.
 
@@ -99,7 +120,13 @@ def init(dataset: str | Path, *, budget: str | None = None, name: str | None = N
     """
     from automonai.initial_spec import initial_spec
 
-    return initial_spec(check(dataset), path=Path(dataset), machine=detect_machine(), budget=budget, name=name)
+    return initial_spec(
+        check(dataset),
+        path=dataset if is_remote(dataset) else Path(dataset),
+        machine=detect_machine(),
+        budget=budget,
+        name=name,
+    )
 
 
 def search(spec: StudySpec | str | Path, *, overrides: Sequence[str] = (), watch: Watch | None = None) -> Summary:
@@ -117,14 +144,14 @@ def search(spec: StudySpec | str | Path, *, overrides: Sequence[str] = (), watch
     """
     spec = spec if isinstance(spec, StudySpec) else load_spec(spec, tuple(overrides))
     make_sampler(spec.search)  # a faulty space is told before anything is read or written
-    folder = Path(spec.store) / spec.name
-    with locked(folder) as lock:
-        store = LocalStore(folder)
+    location = join_location(spec.store, spec.name)
+    with locked(place_on_this_machine(location), study=location) as lock:
+        store = open_store(location)
         journal = Journal(store)
-        study, data = _start(spec, store, journal) if not journal.read() else _take_up(spec, store, journal)
-        executor = _local_executor(study.spec, folder, lock=lock)
+        study, data = begin(spec, store, journal)
+        executor = _local_executor(study.spec, location, lock=lock)
         try:
-            with _stop_on_sigterm() as stopped:
+            with stop_on_sigterm() as stopped:
                 run_study(
                     Controller(
                         study=study,
@@ -143,17 +170,20 @@ def search(spec: StudySpec | str | Path, *, overrides: Sequence[str] = (), watch
         return write_report(study, data, store)
 
 
-def load_study(study: str | Path) -> tuple[Study, StudyData, LocalStore]:
+def load_study(study: str | Path) -> tuple[Study, StudyData, Store]:
     """Return a study as its journal tells it, its data and its store.
 
+    Args:
+        study: Its folder, or `s3://bucket/studies/NAME`.
+
     Raises:
-        StudyNotFoundError: If that folder holds no study.
+        StudyNotFoundError: If there is no study.
     """
-    store = LocalStore(Path(study))
+    store = open_store(study)
     events = Journal(store).read()
     if not events:
         raise StudyNotFoundError(
-            f"{study}: there is no study; name the folder <store>/<study name> that 'automonai search' has made"
+            f"{study}: there is no study; name the place <store>/<study name> where 'automonai search' has put it"
         )
     return Study.replay(events), StudyData.model_validate_json(store.get(keys.DATA)), store
 
@@ -178,15 +208,15 @@ def runs(study: str | Path) -> list[dict[str, object]]:
     return [_run_row(loaded, record) for record in loaded.runs.values()]
 
 
-def report(study: str | Path) -> Path:
-    """Write a study's report anew and return the page's path.
+def report(study: str | Path) -> str:
+    """Write a study's report anew and return where the page lies: its path, or its `s3://` location.
 
     Raises:
         StudyNotFoundError: If that folder holds no study.
     """
     loaded, data, store = load_study(study)
     write_report(loaded, data, store)
-    return store.path(keys.REPORT_HTML)
+    return join_location(study, keys.REPORT_HTML)
 
 
 def train(
@@ -207,7 +237,7 @@ def train(
         dataset: Folder in MSD or nnU-Net layout.
         configuration: Or its YAML or JSON file; what it does not name keeps the standard's value.
         epochs: One epoch is one patch of each training case.
-        output: Folder for checkpoint, result and log.
+        output: Folder or `s3://` location for checkpoint, result and log.
         fold: Of four, no case being kept for a test.
         seed: Of weights, order and augmentation.
 
@@ -217,15 +247,21 @@ def train(
     from automonai.worker import serve
 
     chosen = configuration if isinstance(configuration, Configuration) else _read_configuration(Path(configuration))
-    store = LocalStore(Path(output))
-    with locked(Path(output)), _stop_on_sigterm() as stopped:
+    store, place = open_store(output), place_on_this_machine(output)
+    cache_folder = user_cache_folder() if is_remote(output) else place / CACHE_FOLDER
+    with locked(place), stop_on_sigterm() as stopped:
         if not store.exists(keys.DATA):
-            data = _prepare(dataset, split=SplitSpec(test=0, seed=seed), training=TrainingSpec())
+            data = prepare_data(
+                dataset,
+                split=SplitSpec(test=0, seed=seed),
+                training=TrainingSpec(),
+                cache_folder=cache_folder,
+            )
             store.put(keys.DATA, data.model_dump_json(indent=1).encode())
         run = Run(trial=0, budget_epochs=epochs, fold=fold, purpose=Purpose.REFIT)
         request = TrainRequest(run=run, configuration=chosen, seed=derive_seed(seed, "train"), decay=True)
         store.put(keys.request(run.id), request.model_dump_json().encode())
-        serve(run.id, store=store, cache_folder=Path(output) / CACHE_FOLDER, stop=stopped)
+        serve(run.id, store=store, cache_folder=cache_folder, stop=stopped)
     result = Result.model_validate_json(store.get(keys.result(run.id)))
     if result.checkpoint is not None:
         member = EnsembleMember(run_id=run.id, trial=0, fold=fold, weight=1.0, checkpoint=result.checkpoint)
@@ -243,31 +279,32 @@ def predict(
     """Segment images with a study's ensemble; return the label maps' paths.
 
     Args:
-        study: A study's folder, or the output of `train`.
+        study: A study's folder or `s3://` location, or the output of `train`.
         images: Files or folders. Files CASE_0000, CASE_0001 are the channels of CASE.
         output: Folder; a label map per case, in its image's orientation, shape and affine.
         on_case: Told each case's id and label map once that is written.
 
     Raises:
-        StudyNotFoundError: If the folder holds no ensemble.
+        StudyNotFoundError: If there is no ensemble.
         DatasetError: Naming every image that could not be segmented; the others' label maps are written.
     """
     from automonai.imaging.layouts import find_images
     from automonai.learning.precision import choose_device, choose_precision
     from automonai.learning.predicting import predict_cases
 
-    store = LocalStore(Path(study))
-    if not store.exists(keys.ENSEMBLE) or not store.exists(keys.DATA):
+    store = open_store(study)
+    try:
+        ensemble = EnsembleResult.model_validate_json(store.get(keys.ENSEMBLE))
+        data = StudyData.model_validate_json(store.get(keys.DATA))
+    except ObjectNotFoundError as error:
         raise StudyNotFoundError(
             f"{study}: there is no ensemble; run 'automonai search' to its end, or see 'automonai status'"
-        )
-    data = StudyData.model_validate_json(store.get(keys.DATA))
+        ) from error
     cases = find_images(
         [Path(image) for image in images],
         layout=data.dataset.layout,
         channel_count=len(data.dataset.channels),
     )
-    ensemble = EnsembleResult.model_validate_json(store.get(keys.ENSEMBLE))
     execution = ExecutionSpec()  # this machine's own: the study may have been made on another
     device = choose_device(execution)
     with TemporaryDirectory(prefix="automonai-") as scratch:
@@ -300,9 +337,24 @@ def evaluate(predictions: str | Path, labels: str | Path, *, tolerance_mm: float
     return evaluate_folders(Path(predictions), Path(labels), tolerance_mm=tolerance_mm)
 
 
-def _start(spec: StudySpec, store: LocalStore, journal: Journal) -> tuple[Study, StudyData]:
+def begin(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
+    """Start a study, or take it up if its journal has events; nothing is run yet.
+
+    Raises:
+        UserError: If spec or dataset are faulty, or a started study's spec differs.
+    """
+    return _start(spec, store, journal) if not journal.read() else _take_up(spec, store, journal)
+
+
+def _start(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
     """Check the dataset, write what all workers share, then the event that makes it a study."""
-    data = _prepare(spec.dataset, split=spec.split, training=spec.training, execution=spec.execution)
+    data = prepare_data(
+        spec.dataset,
+        split=spec.split,
+        training=spec.training,
+        execution=spec.execution,
+        cache_folder=cache_folder_of(spec.store),
+    )
     store.put(keys.DATA, data.model_dump_json(indent=1).encode())
     store.put(keys.SPLIT, data.split.model_dump_json(indent=1).encode())
     store.put(keys.SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
@@ -311,7 +363,7 @@ def _start(spec: StudySpec, store: LocalStore, journal: Journal) -> tuple[Study,
     return Study.replay([started]), data
 
 
-def _take_up(spec: StudySpec, store: LocalStore, journal: Journal) -> tuple[Study, StudyData]:
+def _take_up(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
     """Replay a study; budget, execution and refit may have changed since, nothing else."""
     study = Study.replay(journal.read())
     data = StudyData.model_validate_json(store.get(keys.DATA))
@@ -337,41 +389,15 @@ def _difference(before: object, now: object) -> str:
     return "; ".join(f"{key}: {old[key]!r}, now {new[key]!r}" for key in old if old[key] != new[key])
 
 
-def _prepare(
-    dataset: str | Path,
-    *,
-    split: SplitSpec,
-    training: TrainingSpec,
-    execution: ExecutionSpec | None = None,
-) -> StudyData:
-    """Check, divide and measure a dataset; the fingerprint sees no test case."""
-    from automonai.domain.splitting import make_split, read_split
-    from automonai.imaging.fingerprinting import fingerprint
-
-    checked = check(dataset)
-    ids = [case.id for case in checked.dataset.cases]
-    if split.file is not None:
-        division = read_split(Path(split.file), ids)
-    else:
-        division = make_split(ids, test=split.test, folds=split.folds, seed=split.seed)
-    return StudyData(
-        dataset=checked.dataset,
-        split=division,
-        fingerprint=fingerprint(checked, division.development),
-        training=training,
-        execution=execution or ExecutionSpec(),
-    )
-
-
-def _local_executor(spec: StudySpec, folder: Path, *, lock: int) -> LocalExecutor:
+def _local_executor(spec: StudySpec, location: str, *, lock: int) -> LocalExecutor:
     machine = detect_machine()
     slots = spec.execution.max_parallel_runs
     gpus = () if spec.execution.device == "cpu" else tuple(gpu.id for gpu in machine.gpus)
     return LocalExecutor(
-        folder,
+        location,
         slots=slots,
         threads=spec.execution.threads or machine.threads_per_run(slots),
-        cache_folder=folder.parent / CACHE_FOLDER,
+        cache_folder=cache_folder_of(spec.store),
         gpus=gpus,
         inherited_lock=lock,
     )
@@ -428,7 +454,7 @@ def _software() -> dict[str, str]:
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
+def stop_on_sigterm() -> Iterator[threading.Event]:
     """Turn SIGTERM into an event while the body runs; only the main thread can."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import click
 
+from automonai import cluster_cli
 from automonai.errors import AutoMonaiError, DatasetError, UserError
 
 FAILED, USER_ERROR, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_LOCATION = click.Path(file_okay=False)  # text: a Path would make s3:/bucket of s3://bucket
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _ANY = click.Path(path_type=Path)
 
@@ -77,8 +79,8 @@ def _tell(error: Exception) -> None:
 def cli() -> None:
     """Find the best U-Net pipeline for a medical segmentation dataset within a compute budget.
 
-    DATASET is a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net; STUDY is the folder that a
-    search has made: <store>/<name> of its spec.
+    DATASET is a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net; STUDY is what a search has
+    made: <store>/<name> of its spec. Both may lie on S3: s3://BUCKET/...
     """
 
 
@@ -106,8 +108,8 @@ def phantom(folder: Path, *, cases: int, seed: int, shape: tuple[int, int, int],
 
 
 @cli.command()
-@click.argument("dataset", type=_FOLDER)
-def check(dataset: Path) -> None:
+@click.argument("dataset", type=_LOCATION)
+def check(dataset: str) -> None:
     """Name every fault of every case at once; exit code 2 if there is one."""
     from automonai import api, terminal
 
@@ -117,12 +119,12 @@ def check(dataset: Path) -> None:
 
 
 @cli.command()
-@click.argument("dataset", type=_FOLDER)
+@click.argument("dataset", type=_LOCATION)
 @click.option(
     "--budget", metavar="LIMIT", help="A time (20m, 1h), '30 epochs' or '3 iterations'; default: 5 iterations."
 )
 @click.option("--name", help="Of the study; default: the dataset's.")
-def init(dataset: Path, *, budget: str | None, name: str | None) -> None:
+def init(dataset: str, *, budget: str | None, name: str | None) -> None:
     """Print a commented spec, fitted to dataset, machine and budget.
 
     It checks the dataset and times the standard configuration on this machine, which takes a while.
@@ -131,6 +133,28 @@ def init(dataset: Path, *, budget: str | None, name: str | None) -> None:
 
     click.echo("checking the dataset and timing the standard configuration on this machine ...", err=True)
     click.echo(api.init(dataset, budget=budget, name=name), nl=False)
+
+
+@cli.group()
+def data() -> None:
+    """Datasets on S3."""
+
+
+@data.command()
+@click.argument("folder", metavar="DATASET", type=_FOLDER)
+@click.argument("location", metavar="s3://BUCKET/PREFIX")
+def push(folder: Path, *, location: str) -> None:
+    """Copy a dataset to S3; started again, it sends only what is not there yet."""
+    from automonai import api
+
+    def tell(name: str, done: int, total: int) -> None:
+        click.echo(f"\r{done} of {total} files", nl=False, err=True)
+
+    pushed = api.push_data(folder, location, on_file=tell if sys.stderr.isatty() else None)
+    click.echo(
+        f"{location}: {pushed.files} files, {pushed.uploaded} of them sent now"
+        f" ({pushed.bytes_uploaded / 2**20:.1f} MiB); write it as 'dataset' in a spec"
+    )
 
 
 @cli.command()
@@ -143,6 +167,7 @@ def search(spec: Path, *, overrides: tuple[str, ...]) -> int:
     """
     from automonai import api, terminal
     from automonai.spec import load_spec
+    from automonai.storage.opening import join_location
     from automonai.watching import watching
 
     settings = load_spec(spec, overrides)
@@ -156,7 +181,7 @@ def search(spec: Path, *, overrides: tuple[str, ...]) -> int:
     if summary.succeeded is None:
         click.echo(f"stopped; nothing is lost, go on with: {_resume(spec, overrides)}", err=True)
         return TERMINATED
-    for line in terminal.summary_lines(summary, folder=Path(settings.store) / settings.name):
+    for line in terminal.summary_lines(summary, location=join_location(settings.store, settings.name)):
         click.echo(line)
     return 0 if summary.succeeded else FAILED
 
@@ -167,9 +192,9 @@ def _resume(spec: Path, overrides: tuple[str, ...]) -> str:
 
 
 @cli.command()
-@click.argument("study", type=_FOLDER)
+@click.argument("study", type=_LOCATION)
 @click.option("--json", "as_json", is_flag=True, help="Print everything that is known as JSON.")
-def status(study: Path, *, as_json: bool) -> None:
+def status(study: str, *, as_json: bool) -> None:
     """Show where a study stands; it may be running."""
     from automonai import api, terminal
 
@@ -179,13 +204,13 @@ def status(study: Path, *, as_json: bool) -> None:
         return
     loaded, _, _ = api.load_study(study)
     click.echo(terminal.rendered(terminal.study_table(loaded, now=loaded.last_event_at)))
-    for line in terminal.summary_lines(summary, folder=study):
+    for line in terminal.summary_lines(summary, location=study):
         click.echo(line)
 
 
 @cli.command()
-@click.argument("study", type=_FOLDER)
-def report(study: Path) -> None:
+@click.argument("study", type=_LOCATION)
+def report(study: str) -> None:
     """Write a study's report anew, whatever it has reached, and print where it lies."""
     from automonai import api
 
@@ -193,9 +218,9 @@ def report(study: Path) -> None:
 
 
 @cli.command()
-@click.argument("study", type=_FOLDER)
+@click.argument("study", type=_LOCATION)
 @click.option("--json", "as_json", is_flag=True, help="Print a list of runs with their whole configurations as JSON.")
-def runs(study: Path, *, as_json: bool) -> None:
+def runs(study: str, *, as_json: bool) -> None:
     """List every run of a study."""
     from automonai import api, terminal
 
@@ -207,13 +232,13 @@ def runs(study: Path, *, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("dataset", type=_FOLDER)
+@click.argument("dataset", type=_LOCATION)
 @click.option("--configuration", metavar="FILE", type=_FILE, required=True, help="YAML or JSON of hyperparameters.")
 @click.option("--epochs", type=click.IntRange(min=1), required=True, help="One epoch: a patch of each training case.")
 @click.option("--output", metavar="DIR", type=_FOLDER, required=True, help="For the checkpoint; predict takes it.")
 @click.option("--fold", type=click.IntRange(min=0), default=0, show_default=True, help="Held out and scored; of four.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and augmentation.")
-def train(dataset: Path, *, configuration: Path, epochs: int, output: Path, fold: int, seed: int) -> int:
+def train(dataset: str, *, configuration: Path, epochs: int, output: Path, fold: int, seed: int) -> int:
     """Train one configuration, without a search."""
     from automonai import api, terminal
 
@@ -223,10 +248,10 @@ def train(dataset: Path, *, configuration: Path, epochs: int, output: Path, fold
 
 
 @cli.command()
-@click.argument("study", type=_FOLDER)
+@click.argument("study", type=_LOCATION)
 @click.argument("images", nargs=-1, required=True, type=_ANY)
 @click.option("--output", metavar="DIR", type=_FOLDER, required=True, help="A label map per case, under its name.")
-def predict(study: Path, images: tuple[Path, ...], *, output: Path) -> None:
+def predict(study: str, images: tuple[Path, ...], *, output: Path) -> None:
     """Segment images (files or folders) by a study's ensemble.
 
     Files CASE_0000, CASE_0001 are the channels of CASE. Label maps have their image's orientation, shape and affine.
@@ -258,6 +283,10 @@ def evaluate(*, predictions: Path, labels: Path, tolerance_mm: float, output: Pa
 
         write_evaluation(evaluation, output)
     click.echo(terminal.rendered(terminal.evaluation_table(evaluation)))
+
+
+for _command in (cluster_cli.step, cluster_cli.stop, cluster_cli.logs, cluster_cli.workflow):
+    cli.add_command(_command)
 
 
 if __name__ == "__main__":

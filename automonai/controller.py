@@ -242,6 +242,7 @@ def _train_request(controller: Controller, run: Run, resume_from: str | None) ->
         deadline_seconds=deadline,
         max_seconds_per_epoch=None if is_refit else study.spec.budget.max_seconds_per_epoch,
         memory_bytes=controller.memory_bytes,
+        attempt=study.runs[run.id].losses,
     )
 
 
@@ -261,7 +262,7 @@ def _ensemble_request(controller: Controller, candidates: tuple[str, ...]) -> En
     left = None
     if time_budget is not None:
         left = max(60.0, time_budget - study.elapsed_seconds(controller.clock()))
-    return EnsembleRequest(candidates=tuple(members), deadline_seconds=left)
+    return EnsembleRequest(candidates=tuple(members), deadline_seconds=left, attempt=study.ensemble_losses)
 
 
 def _delete_unneeded_checkpoints(controller: Controller) -> None:

@@ -4,6 +4,7 @@ AutoMonaiError
 |-- UserError                    somebody can mend it: exit code 2
 |   |-- DatasetError             problems of a dataset, all of them at once
 |   |-- SpecError                a study's spec, a configuration file, a command's argument
+|   |-- StoreAccessError         a store's location, keys or rights
 |   |-- StudyNotFoundError       no study at that place
 |   `-- StudyLockedError         another controller writes this study
 |-- RunError                     a run ends as FAILED and is never tried again
@@ -13,6 +14,7 @@ AutoMonaiError
 |   |-- DoesNotFitError          exit code 66: refused before it ran
 |   `-- TooSlowError             exit code 67
 |-- StopRequestedError           SIGTERM: state is saved, the run may go on later
+|-- ClusterError                 the Kubernetes API refused something or did not answer
 `-- StorageError
     |-- ObjectNotFoundError
     `-- CorruptObjectError       what was read is not what was written
@@ -47,6 +49,10 @@ class DatasetError(UserError):
 
 class SpecError(UserError):
     """A spec, a configuration or an argument is invalid."""
+
+
+class StoreAccessError(UserError):
+    """A store cannot be used: a location that is none, a missing bucket, keys or rights that do not suffice."""
 
 
 class StudyNotFoundError(UserError):
@@ -98,6 +104,24 @@ class TooSlowError(RunError):
 
 class StopRequestedError(AutoMonaiError):
     """The worker was asked to leave; its last checkpoint is committed."""
+
+
+class ClusterError(AutoMonaiError):
+    """The Kubernetes API refused something or did not answer.
+
+    Attributes:
+        status: The HTTP status; 0 when nothing answered.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        """Store the status beside the message."""
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may succeed later: the API is away or overburdened."""
+        return self.status in (0, 429) or self.status >= 500
 
 
 class StorageError(AutoMonaiError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,20 +15,20 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.fingerprint import Fingerprint
 from automonai.domain.ladder import Ladder, fit_ladder, results_on_one_rung
 from automonai.domain.plan import Plan, make_plan
-from automonai.errors import SpecError
 from automonai.execution.machine import Machine
 from automonai.spec import (
     DEFAULT_SPACE,
     BudgetSpec,
     ExecutionSpec,
     IntegerRange,
+    Limit,
     Ordered,
     Scalar,
     SpaceEntry,
     SplitSpec,
     StudySpec,
     TrainingSpec,
-    parse_duration,
+    parse_limit,
 )
 
 if TYPE_CHECKING:
@@ -65,13 +64,15 @@ SMALLEST_FEATURE_VOXELS = 4
 """nnU-Net's limit: no level's features are smaller than this (Isensee et al. 2021, supplementary note 4)."""
 
 
-def initial_spec(checked: CheckedDataset, *, path: Path, machine: Machine, budget: str | None, name: str | None) -> str:
+def initial_spec(
+    checked: CheckedDataset, *, path: str | Path, machine: Machine, budget: str | None, name: str | None
+) -> str:
     """Return the YAML of a spec, with comments.
 
     Raises:
         SpecError: If the budget is none of `1h`, `30 epochs` and `3 iterations`, or the name is not allowed.
     """
-    limit = _parse_budget(budget)
+    limit = Limit(iterations=5) if budget is None else parse_limit(budget)
     facts = Fingerprint(cases=tuple(checked.facts[case.id] for case in checked.dataset.cases))
     is_on_gpu = bool(machine.gpus)
     median = facts.median_shape_voxels()
@@ -94,27 +95,6 @@ def initial_spec(checked: CheckedDataset, *, path: Path, machine: Machine, budge
         execution=execution,
     )
     return _render(spec, _remarks(facts, machine, epoch_seconds, ladder))
-
-
-@dataclass(frozen=True)
-class _Limit:
-    time: float | None = None
-    epochs: int | None = None
-    iterations: int | None = None
-
-
-def _parse_budget(text: str | None) -> _Limit:
-    """Return the limit that a budget states; the source work's five iterations for None."""
-    if text is None:
-        return _Limit(iterations=5)
-    counted = re.fullmatch(r"\s*(\d+)\s*(epochs?|iterations?)\s*", text)
-    if counted and int(counted[1]) > 0:
-        count = int(counted[1])
-        return _Limit(epochs=count) if counted[2].startswith("epoch") else _Limit(iterations=count)
-    try:
-        return _Limit(time=parse_duration(text))
-    except ValueError as error:
-        raise SpecError(f"--budget {text}: write a time like 1h or 20m, '30 epochs' or '3 iterations'") from error
 
 
 def _standard(*, is_small: bool, is_on_gpu: bool, fingerprint: Fingerprint) -> Configuration:
@@ -187,7 +167,7 @@ def _seconds_per_step(plan: Plan, execution: ExecutionSpec, machine: Machine) ->
     return LOOP_OVERHEAD * seconds_per_step(plan, execution=execution, threads=threads)
 
 
-def _ladder(limit: _Limit, steps: float, epoch_seconds: float, execution: ExecutionSpec) -> Ladder:
+def _ladder(limit: Limit, steps: float, epoch_seconds: float, execution: ExecutionSpec) -> Ladder:
     if limit.time is not None:
         seconds = limit.time * (1 - REFIT_SHARE) * execution.max_parallel_runs
         return fit_ladder(seconds / epoch_seconds, steps_per_epoch=steps)
@@ -196,7 +176,7 @@ def _ladder(limit: _Limit, steps: float, epoch_seconds: float, execution: Execut
     return Ladder(min_epochs=5, max_epochs=200, eta=3, iterations=limit.iterations or 5)
 
 
-def _budget(limit: _Limit, ladder: Ladder, epoch_seconds: float) -> BudgetSpec:
+def _budget(limit: Limit, ladder: Ladder, epoch_seconds: float) -> BudgetSpec:
     return BudgetSpec(
         iterations=limit.iterations,
         epochs=limit.epochs,

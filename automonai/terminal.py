@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from io import StringIO
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.run import Origin, Result, RunState
 from automonai.domain.study import Phase, Study
 from automonai.report.words import FAILURE_WORDS, counted, duration, memory
+from automonai.storage.keys import REPORT_HTML
+from automonai.storage.opening import join_location
 
 if TYPE_CHECKING:
     from automonai.imaging.checking import CheckedDataset
@@ -155,12 +156,15 @@ def result_line(result: Result) -> str:
     return f"{result.run_id} complete: {score}{epochs}{peak}"
 
 
-def summary_lines(summary: Summary, *, folder: Path) -> list[str]:
+def summary_lines(summary: Summary, *, location: str) -> list[str]:
     """Return what a study came to, where its report lies and what can be done next."""
     if summary.succeeded is None:
         return []
     if not summary.succeeded:
-        return [f"study {summary.study} failed: {summary.stopped_because}", f"report   {folder / 'report.html'}"]
+        return [
+            f"study {summary.study} failed: {summary.stopped_because}",
+            f"report   {join_location(location, REPORT_HTML)}",
+        ]
     lines = [f"study {summary.study} is done: {summary.stopped_because}"]
     if summary.test is not None and summary.test.mean_dice is not None:
         lines += _test_lines(summary)
@@ -170,8 +174,8 @@ def summary_lines(summary: Summary, *, folder: Path) -> list[str]:
         lines.append(f"ensemble {counted(len(summary.ensemble.members), 'network')}")
     if summary.winner is not None:
         lines.append(f"winner   trial {summary.winner.trial}: {configuration_words(summary.winner.configuration)}")
-    lines.append(f"report   {folder / 'report.html'}")
-    lines.append(f"next     automonai predict {folder} IMAGES... --output DIR")
+    lines.append(f"report   {join_location(location, REPORT_HTML)}")
+    lines.append(f"next     automonai predict {location} IMAGES... --output DIR")
     return lines
 
 

@@ -1,6 +1,6 @@
 """The worker: one run after the other. Reads a request, trains, commits the checkpoint, then the result.
 
-`python -m automonai.worker STUDY --cache FOLDER` serves run ids from its standard input until that ends;
+`python -m automonai.worker LOCATION --cache FOLDER` serves run ids from its standard input until that ends;
 with `--run ID` it does one run and leaves with the exit code of its outcome (0, or `RunError.exit_code`).
 """
 
@@ -27,9 +27,10 @@ from automonai.domain.request import (
     request_adapter,
 )
 from automonai.domain.run import Result, RunState
-from automonai.errors import RunError, StopRequestedError, StorageError
+from automonai.errors import RunError, StopRequestedError, StorageError, StoreAccessError
 from automonai.storage import keys
-from automonai.storage.local import LocalStore
+from automonai.storage.datasets import fetch_dataset
+from automonai.storage.opening import is_remote, open_store
 from automonai.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -40,14 +41,14 @@ STOPPED_EXIT_CODE = 143
 def main(arguments: list[str] | None = None) -> int:
     """Serve requests; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m automonai.worker")
-    parser.add_argument("study", help="the study's folder")
-    parser.add_argument("--cache", required=True, type=Path, help="folder of preprocessed cases")
+    parser.add_argument("location", help="the study's folder, or s3://bucket/studies/NAME")
+    parser.add_argument("--cache", required=True, type=Path, help="folder of datasets and preprocessed cases")
     parser.add_argument("--run", help="one run id; without it ids are read from standard input")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    store = LocalStore(Path(options.study))
+    store = open_store(options.location)
     _limit_threads()
     try:
         if options.run:
@@ -72,6 +73,7 @@ def serve(run_id: str, *, store: Store, cache_folder: Path, stop: threading.Even
     request = request_adapter.validate_json(store.get(keys.request(run_id)))
     data = StudyData.model_validate_json(store.get(keys.DATA))
     with _logged(run_id, store):
+        data = _with_dataset_here(data, cache_folder)
         if isinstance(request, EnsembleRequest):
             choice = _choose(request, data, store=store, cache_folder=cache_folder, stop=stop)
             store.put(keys.ENSEMBLE, choice.model_dump_json().encode())
@@ -79,6 +81,15 @@ def serve(run_id: str, *, store: Store, cache_folder: Path, stop: threading.Even
         result, code = _train(request, data, store=store, cache_folder=cache_folder, stop=stop)
         store.put(keys.result(run_id), result.model_dump_json().encode())
         return code
+
+
+def _with_dataset_here(data: StudyData, cache_folder: Path) -> StudyData:
+    """Return the data with the dataset's root on this machine; from S3 it is fetched, unless it is in the cache."""
+    root = data.dataset.root
+    if not is_remote(root):
+        return data
+    folder = fetch_dataset(root, cache_folder=cache_folder)
+    return data.model_copy(update={"dataset": data.dataset.model_copy(update={"root": str(folder)})})
 
 
 def _train(
@@ -90,7 +101,7 @@ def _train(
     began = time.monotonic()
     try:
         result = train_run(request, data, store=store, cache_folder=cache_folder, stop=stop)
-    except (StopRequestedError, StorageError, OSError):
+    except (StopRequestedError, StorageError, StoreAccessError, OSError):
         raise  # no fault of the run's: it ends without a result, and counts as lost if nobody asked for it
     except Exception as error:  # noqa: BLE001 - the worker's main: whatever it was becomes the run's result
         logger.warning("%s failed", request.run_id, exc_info=True)

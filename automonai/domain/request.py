@@ -44,6 +44,8 @@ class TrainRequest(Record):
     """The cap: above it the run ends as too_slow."""
     memory_bytes: int | None = None
     """What the run may use; a plan that needs more is refused. None: whatever there is."""
+    attempt: int = 0
+    """How often the infrastructure has lost the run before; tells an executor a new try from one to adopt."""
 
     @property
     def run_id(self) -> str:
@@ -68,6 +70,8 @@ class EnsembleRequest(Record):
     candidates: Annotated[tuple[Member, ...], Field(min_length=1)]
     """The best configuration's members first."""
     deadline_seconds: float | None = None
+    attempt: int = 0
+    """As in a TrainRequest."""
 
     @property
     def run_id(self) -> str:

@@ -36,5 +36,8 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop everything that still runs and free all resources; safe to call twice."""
+        """Free all slots and resources; safe to call twice.
+
+        What still runs is stopped where nobody could take it up again, else left to a successor that adopts it.
+        """
         ...

@@ -15,10 +15,12 @@ from typing import IO
 from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.execution.executor import Report
 from automonai.storage import keys
-from automonai.storage.local import LocalStore
+from automonai.storage.opening import is_remote, open_store, place_on_this_machine
 
 WORKER_COMMAND = (sys.executable, "-m", "automonai.worker")
 POLL_SECONDS = 0.05
+REMOTE_POLL_SECONDS = 1.0
+"""Between looks for a run's answer in a store that is not on this machine: each look is a request."""
 CLOSE_SECONDS = 30.0
 """How long workers may take to commit a checkpoint when they are told to leave."""
 
@@ -31,6 +33,8 @@ class _Slot:
     process: subprocess.Popen[bytes] | None = None
     run_id: str | None = None
     log: IO[bytes] | None = field(default=None, repr=False)
+    looked_at: float = 0.0
+    """When its answer was last looked for."""
 
 
 class LocalExecutor:
@@ -42,7 +46,7 @@ class LocalExecutor:
 
     def __init__(
         self,
-        study_folder: Path,
+        location: str | Path,
         *,
         slots: int,
         threads: int,
@@ -54,15 +58,17 @@ class LocalExecutor:
         """Remember the settings; no process starts before the first submit.
 
         Args:
-            study_folder: Root of the study's LocalStore.
+            location: The study's folder, or `s3://bucket/studies/NAME`.
             slots: Most runs at once.
             threads: CPU threads of each run.
             cache_folder: Where preprocessed cases are kept.
             gpus: CUDA device ids, given to the slots in turn.
             inherited_lock: A file descriptor that workers keep open, so that the study stays locked while any lives.
-            command: What a worker is; it gets the study's folder and `--cache`.
+            command: What a worker is; it gets the study's location and `--cache`.
         """
-        self._store = LocalStore(study_folder)
+        self._location = location
+        self._store = open_store(location)
+        self._look_seconds = REMOTE_POLL_SECONDS if is_remote(location) else 0.0
         self._cache_folder = cache_folder
         self._threads = threads
         self._command = command
@@ -102,6 +108,9 @@ class LocalExecutor:
         if slot.run_id is None:
             return None
         ended = None if slot.process is None else slot.process.poll()
+        if ended is None and time.monotonic() - slot.looked_at < self._look_seconds:
+            return None
+        slot.looked_at = time.monotonic()
         if self._store.exists(keys.answer(slot.run_id)):
             report = Report(run_id=slot.run_id)
         elif ended is not None:
@@ -123,13 +132,13 @@ class LocalExecutor:
             slot.process.wait()  # poll() then finds it gone and reports the run as lost
 
     def _start(self, slot: _Slot) -> None:
-        log = self._store.path(f"workers/worker-{slot.number}.log")
+        log = place_on_this_machine(self._location) / "workers" / f"worker-{slot.number}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         _release(slot)
         slot.log = log.open("ab")
         inherited = () if self._inherited_lock is None else (self._inherited_lock,)
         slot.process = subprocess.Popen(
-            [*self._command, str(self._store.root), "--cache", str(self._cache_folder)],
+            [*self._command, str(self._location), "--cache", str(self._cache_folder)],
             stdin=subprocess.PIPE,
             stdout=slot.log,
             stderr=slot.log,

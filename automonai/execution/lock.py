@@ -16,10 +16,14 @@ ORPHANS_SECONDS = 60.0
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[int]:
+def locked(folder: Path, *, study: str | None = None) -> Iterator[int]:
     """Hold a study's lock; yield its file descriptor, which workers inherit.
 
     A controller that was killed leaves the lock to its workers until they have left too: they are waited for.
+
+    Args:
+        folder: Where the lock lies. It protects among the processes that see this folder.
+        study: How messages call the study; None: by the folder.
 
     Raises:
         StudyLockedError: If another controller is alive, or a dead one's workers do not leave.
@@ -27,7 +31,7 @@ def locked(folder: Path) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _acquire(descriptor, folder)
+        _acquire(descriptor, study or str(folder))
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         os.set_inheritable(descriptor, True)
@@ -36,7 +40,7 @@ def locked(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _acquire(descriptor: int, folder: Path) -> None:
+def _acquire(descriptor: int, study: str) -> None:
     deadline = time.monotonic() + ORPHANS_SECONDS
     while True:
         try:
@@ -45,11 +49,11 @@ def _acquire(descriptor: int, folder: Path) -> None:
             owner = os.pread(descriptor, 32, 0).decode() or "?"
             if owner.isdigit() and _is_alive(int(owner)):
                 raise StudyLockedError(
-                    f"{folder} is being written by process {owner}; wait for it, or stop it with: kill {owner}"
+                    f"{study} is being written by process {owner}; wait for it, or stop it with: kill {owner}"
                 ) from None
             if time.monotonic() > deadline:
                 raise StudyLockedError(
-                    f"{folder} is still used by workers of process {owner}, which is gone; end them"
+                    f"{study} is still used by workers of process {owner}, which is gone; end them"
                     " (they are called automonai.worker) and try again"
                 ) from None
             time.sleep(0.2)

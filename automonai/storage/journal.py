@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from pydantic import ValidationError
@@ -11,6 +12,9 @@ from automonai.domain.records import Record
 from automonai.errors import CorruptObjectError
 from automonai.storage import keys
 from automonai.storage.store import Store
+
+READERS = 16
+"""Entries read at once: a long journal is thousands of objects, and far storage takes its time for each."""
 
 
 class _Entry(Record):
@@ -38,7 +42,8 @@ class Journal:
             missing = next(key for key in expected if key not in names)
             raise CorruptObjectError(f"the journal lacks {missing}; restore it from a backup")
         self._last = len(names)
-        return [event for name in names for event in self._entry(name).events]
+        with ThreadPoolExecutor(READERS) as pool:
+            return [event for entry in pool.map(self._entry, names) for event in entry.events]
 
     def append(self, *events: Event) -> None:
         """Write events; after return they survive a crash."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -30,6 +31,10 @@ class LocalStore:
 
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
+
+    def sha256(self, key: str) -> str | None:
+        path = self.path(key)
+        return sha256_of(path) if path.is_file() else None
 
     def list(self, prefix: str = "") -> Iterator[str]:
         folder = self.root / prefix.rpartition("/")[0]
@@ -71,6 +76,12 @@ def check_key(key: str) -> None:
     """
     if not key or "\\" in key or any(part in ("", ".", "..") for part in key.split("/")):
         raise ValueError(f"'{key}' is not a key: parts between '/' must not be empty, '.' or '..'")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

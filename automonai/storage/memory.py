@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,11 @@ class MemoryStore:
     def exists(self, key: str) -> bool:
         check_key(key)
         return key in self._objects
+
+    def sha256(self, key: str) -> str | None:
+        check_key(key)
+        content = self._objects.get(key)
+        return None if content is None else hashlib.sha256(content).hexdigest()
 
     def list(self, prefix: str = "") -> Iterator[str]:
         yield from sorted(key for key in self._objects if key.startswith(prefix))

@@ -29,6 +29,10 @@ class Store(Protocol):
         """Whether there is an object under that key."""
         ...
 
+    def sha256(self, key: str) -> str | None:
+        """Return the SHA-256 of an object's content in hexadecimal digits; None if it is not there or not known."""
+        ...
+
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys that start with `prefix`, in ascending order."""
         ...

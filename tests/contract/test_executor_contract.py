@@ -6,14 +6,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_cluster import FakeCluster
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.request import EnsembleResult, TrainRequest
 from automonai.domain.run import Result, Run, RunState
 from automonai.execution.executor import Executor, Report
 from automonai.execution.fake import FakeExecutor, VirtualClock
+from automonai.execution.jobs import JobTemplate, StudyHandle
+from automonai.execution.kubernetes import KubernetesExecutor
 from automonai.execution.local import LocalExecutor
 from automonai.storage import keys
 from automonai.storage.local import LocalStore
@@ -32,16 +36,45 @@ def store(tmp_path: Path) -> Store:
     return LocalStore(tmp_path)
 
 
-@pytest.fixture(params=["fake", "local"])
-def make(request: pytest.FixtureRequest, store: LocalStore, tmp_path: Path) -> Iterator[Make]:
+@pytest.fixture
+def cluster(store: Store) -> Iterator[FakeCluster]:
+    """Give a cluster whose pods answer at once, as their trial's number says."""
+    cluster = FakeCluster()
+
+    def play(job: dict[str, Any]) -> None:
+        pod = cluster.start_pod(job)
+        run_id = job["metadata"]["labels"]["automonai/run"]
+        trial = int(job["metadata"]["labels"]["automonai/trial"])
+        if trial == ENDLESS:
+            return
+        if trial not in (KILLED, CRASHED):
+            result = Result(run_id=run_id, state=RunState.COMPLETE, loss=0.5)
+            store.put(keys.result(run_id), result.model_dump_json().encode())
+        cluster.end_pod(pod, {KILLED: 137, CRASHED: 3}.get(trial, 0))
+
+    cluster.on_job = play
+    cluster.start()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(params=["fake", "local", "kubernetes"])
+def make(request: pytest.FixtureRequest, store: LocalStore, tmp_path: Path, cluster: FakeCluster) -> Iterator[Make]:
     made: list[Executor] = []
 
     def local() -> Executor:
         worker = str(Path(__file__).with_name("echo_worker.py"))
         return LocalExecutor(tmp_path, slots=2, threads=1, cache_folder=tmp_path, command=(sys.executable, worker))
 
+    def kubernetes() -> Executor:
+        pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
+        study = StudyHandle(name="test", id="0123456789", location=str(tmp_path))
+        template = JobTemplate(image="trainer:1")
+        return KubernetesExecutor(cluster.api(), store, study=study, template=template, slots=2)
+
     def build() -> Executor:
-        made.append(local() if request.param == "local" else fake(store))
+        built = {"local": local, "kubernetes": kubernetes, "fake": lambda: fake(store)}
+        made.append(built[request.param]())
         return made[-1]
 
     yield build
@@ -137,7 +170,7 @@ def test_a_cancelled_run_frees_its_slot_and_is_not_reported(make: Make) -> None:
     assert ends(executor, 1) == [Report(run_id=request(1).run_id)]
 
 
-def test_close_may_be_called_twice_and_ends_what_runs(make: Make) -> None:
+def test_close_may_be_called_twice_and_lets_go_of_what_runs(make: Make) -> None:
     executor = make()
     executor.submit(request(ENDLESS))
     executor.close()

@@ -1,5 +1,7 @@
 """What every Store promises; fixtures supply the implementations."""
 
+import hashlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,18 @@ from automonai.storage.local import LocalStore
 from automonai.storage.memory import MemoryStore
 from automonai.storage.store import Store
 
+PREFIXES = (f"studies/test-{number}" for number in itertools.count())
 
-@pytest.fixture(params=["memory", "local"])
+
+@pytest.fixture(params=["memory", "local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return MemoryStore() if request.param == "memory" else LocalStore(tmp_path / "store")
+    match request.param:
+        case "memory":
+            return MemoryStore()
+        case "local":
+            return LocalStore(tmp_path / "store")
+    made: Store = request.getfixturevalue("minio").store(next(PREFIXES))
+    return made
 
 
 def test_what_was_put_is_got(store: Store) -> None:
@@ -57,6 +67,15 @@ def test_exists_tells_objects_apart(store: Store) -> None:
     store.put("a/b", b"")
     assert store.exists("a/b")
     assert not store.exists("a/c")
+
+
+def test_an_object_tells_its_checksum_and_a_missing_one_has_none(store: Store, tmp_path: Path) -> None:
+    store.put("a/b", b"content")
+    (tmp_path / "source").write_bytes(b"more content")
+    store.upload(tmp_path / "source", "a/c")
+    assert store.sha256("a/b") == hashlib.sha256(b"content").hexdigest()
+    assert store.sha256("a/c") == hashlib.sha256(b"more content").hexdigest()
+    assert store.sha256("a") is None
 
 
 def test_list_yields_the_keys_of_a_prefix_in_order(store: Store) -> None:

@@ -1,0 +1,174 @@
+"""The verbs of a cluster: what a workflow's steps run, and what a user asks of a workflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from automonai.execution.jobs import JsonObject
+    from automonai.parameters import StudyParameters
+
+_LOCATION = "s3://BUCKET/PREFIX"
+_FORM = ("dataset", "name", "budget", "sampler", "parallel-runs", "gpus-per-run", "spec")
+
+
+@click.group(hidden=True)
+def step() -> None:
+    """Run one step of a workflow; the chart's templates call these."""
+
+
+def _study_form(command: Callable[..., object]) -> Callable[..., object]:
+    """Give a command the parameters of the study's form; empty text means that nothing was said."""
+    for name in reversed(_FORM):
+        command = click.option(f"--{name}", default="", help=f"The workflow's parameter {name}.")(command)
+    return command
+
+
+def _parameters(form: dict[str, str]) -> StudyParameters:
+    from automonai.parameters import StudyParameters
+
+    return StudyParameters.model_validate(form)
+
+
+@step.command("check")
+@_study_form
+def check_step(**form: str) -> None:
+    """Check parameters and dataset, and write the study's first data."""
+    from automonai import cluster_steps
+
+    spec = cluster_steps.check(_parameters(form))
+    click.echo(f"study {spec.name}: the parameters and dataset {spec.dataset} are in order")
+
+
+@step.command("search")
+@_study_form
+def search_step(**form: str) -> int:
+    """Be the study's controller until it is over."""
+    from automonai import cluster_steps
+    from automonai.watching import LineWatch
+
+    return cluster_steps.search(_parameters(form), watch=LineWatch(click.echo))
+
+
+@step.command("report")
+@_study_form
+@click.option("--output", type=click.Path(path_type=Path), default=Path("/tmp/report.html"), show_default=True)  # noqa: S108
+def report_step(output: Path, **form: str) -> None:
+    """Write the report into the study and into a file for Argo's UI."""
+    from automonai import cluster_steps
+
+    click.echo(f"report: {cluster_steps.report(_parameters(form), output=output)}")
+
+
+@step.command("finish")
+def finish_step() -> None:
+    """Delete the Jobs of this workflow that still run."""
+    from automonai import cluster_steps
+
+    click.echo(f"{cluster_steps.finish()} Jobs deleted")
+
+
+@step.command("janitor")
+@click.option("--namespace", envvar="AUTOMONAI_NAMESPACE", required=True)
+def janitor_step(namespace: str) -> None:
+    """Delete Jobs whose workflow is over or gone."""
+    from automonai import cluster_steps
+
+    click.echo(f"{cluster_steps.delete_orphans(namespace)} Jobs deleted")
+
+
+@step.command("predict")
+@click.option("--study", required=True)
+@click.option("--images", required=True)
+@click.option("--output", required=True)
+def predict_step(study: str, images: str, output: str) -> None:
+    """Segment the images of one location into another."""
+    from automonai import cluster_steps
+
+    click.echo(f"{output}: {cluster_steps.predict(study, images, output)} label maps")
+
+
+@step.command("train")
+@click.option("--dataset", required=True)
+@click.option("--output", required=True)
+@click.option("--epochs", type=click.IntRange(min=1), required=True)
+@click.option("--configuration", default="{}", help="YAML or JSON.")
+@click.option("--fold", type=click.IntRange(min=0), default=0)
+@click.option("--seed", type=click.IntRange(min=0), default=0)
+def train_step(*, dataset: str, output: str, epochs: int, configuration: str, fold: int, seed: int) -> None:
+    """Train one configuration."""
+    from automonai import api, terminal
+
+    with NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(configuration)
+        file.flush()
+        result = api.train(dataset, configuration=file.name, epochs=epochs, output=output, fold=fold, seed=seed)
+    click.echo(terminal.result_line(result))
+
+
+@click.command()
+@click.argument("study", metavar=_LOCATION)
+def stop(study: str) -> None:
+    """End the workflow that runs a study; its results stay, and submitting it again goes on."""
+    from automonai import cluster_steps
+
+    click.echo(f"asked to end: {', '.join(cluster_steps.stop(study))}")
+
+
+@click.command()
+@click.argument("study")
+@click.argument("run")
+def logs(study: str, run: str) -> None:
+    """Print the log of a run; 'automonai runs STUDY' lists the runs."""
+    from automonai import cluster_steps
+
+    click.echo(cluster_steps.logs(study, run), nl=False)
+
+
+@click.group()
+def workflow() -> None:
+    """Argo workflows of studies."""
+
+
+@workflow.command()
+@click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting.")
+def render(spec: Path, *, overrides: tuple[str, ...]) -> None:
+    """Print the Workflow that 'submit' would create."""
+    import yaml
+
+    click.echo(yaml.safe_dump(_manifest(spec, overrides), sort_keys=False), nl=False)
+
+
+@workflow.command()
+@click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting.")
+@click.option("--namespace", "-n", envvar="AUTOMONAI_NAMESPACE", default="automonai", show_default=True)
+def submit(spec: Path, *, overrides: tuple[str, ...], namespace: str) -> None:
+    """Start a study on the cluster that KUBECONFIG names."""
+    from automonai.execution.cluster_api import connect
+
+    created = connect(namespace).create_workflow(_manifest(spec, overrides))
+    click.echo(f"{created.metadata.name} started in namespace {namespace}; watch it in the Argo UI")
+
+
+def _manifest(path: Path, overrides: tuple[str, ...]) -> JsonObject:
+    """Return the Workflow of a spec, which is read and checked first."""
+    import yaml
+
+    from automonai.errors import UserError
+    from automonai.spec import load_spec
+
+    try:
+        from pipelines import study_workflow
+    except ImportError as error:
+        raise UserError("making a workflow needs more packages: pip install 'automonai[cluster]'") from error
+    spec = load_spec(path, overrides)
+    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+    manifest: JsonObject = study_workflow(name=spec.name, spec=text).to_dict()
+    return manifest

@@ -1,0 +1,376 @@
+"""What the steps of a study's workflow do on a cluster, and what a user does to a study that runs there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from automonai.domain.records import Record
+from automonai.errors import ClusterError, ObjectNotFoundError, SpecError, UserError
+from automonai.parameters import StudyParameters, study_spec, whole_number
+from automonai.storage import keys
+from automonai.storage.opening import is_remote, join_location, open_store
+
+if TYPE_CHECKING:
+    from automonai.controller import Watch
+    from automonai.domain.events import Event
+    from automonai.domain.request import StudyData
+    from automonai.domain.study import Study
+    from automonai.execution.cluster_api import ClusterApi
+    from automonai.execution.cluster_objects import Workflow
+    from automonai.execution.jobs import JobTemplate
+    from automonai.execution.kubernetes import KubernetesExecutor
+    from automonai.execution.lease import HeldLease
+    from automonai.spec import StudySpec
+    from automonai.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+DONE, FAILED, TERMINATED = 0, 1, 143
+DEFAULT_NAMESPACE = "automonai"
+
+
+class Surroundings(Record):
+    """Where a step runs; its pod's environment says so."""
+
+    store: str = ""
+    """Bucket or folder that holds `studies/`; empty where nothing says so."""
+    namespace: str = DEFAULT_NAMESPACE
+    workflow: str | None = None
+    """Name of the Workflow that this is a step of; None: of none."""
+    workflow_uid: str = ""
+    job_template: Path | None = None
+    """YAML file of the JobTemplate."""
+    progress_file: Path | None = None
+    """Where Argo reads a step's progress."""
+    identity: str = ""
+    """This pod's name."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Surroundings:
+        """Return what the variables AUTOMONAI_* and ARGO_PROGRESS_FILE say."""
+        template, progress = environment.get("AUTOMONAI_JOB_TEMPLATE"), environment.get("ARGO_PROGRESS_FILE")
+        return cls(
+            store=environment.get("AUTOMONAI_STORE", ""),
+            namespace=environment.get("AUTOMONAI_NAMESPACE") or DEFAULT_NAMESPACE,
+            workflow=environment.get("AUTOMONAI_WORKFLOW_NAME") or None,
+            workflow_uid=environment.get("AUTOMONAI_WORKFLOW_UID", ""),
+            job_template=Path(template) if template else None,
+            progress_file=Path(progress) if progress else None,
+            identity=f"{socket.gethostname()}-{os.getpid()}",
+        )
+
+
+def check(parameters: StudyParameters, *, surroundings: Surroundings | None = None) -> StudySpec:
+    """Check parameters, settings and dataset, and write the study's first data; one that is there is taken up.
+
+    Raises:
+        UserError: If any of them is faulty, or a started study's spec differs.
+    """
+    here = surroundings or Surroundings.from_environment()
+    spec = study_spec(parameters, here.store)
+    _template(here, parameters)
+    # Only now: a faulty parameter is told within a second, and these take longer than that to load.
+    from automonai import api
+    from automonai.search import make_sampler
+    from automonai.storage.journal import Journal
+
+    make_sampler(spec.search)
+    store = open_store(_location(spec))
+    api.begin(spec, store, Journal(store))
+    return spec
+
+
+def search(
+    parameters: StudyParameters,
+    *,
+    watch: Watch | None = None,
+    surroundings: Surroundings | None = None,
+    api: ClusterApi | None = None,
+) -> int:
+    """Be the study's controller until it is over; return the exit code.
+
+    0: it is over and has an ensemble, or the user ended the workflow (then its Jobs are deleted). 1: no configuration
+    could be trained. 143: this pod has to go and the study goes on: its Jobs are left to a successor.
+
+    Args:
+        parameters: The workflow's.
+        watch: Told of every event and of the time.
+        surroundings: None: what the environment says.
+        api: The cluster; None: the one that this pod runs in.
+
+    Raises:
+        StudyLockedError: If another controller has the study.
+        UserError: If the parameters are faulty or `check` has not run.
+    """
+    from automonai.api import stop_on_sigterm
+    from automonai.execution.cluster_api import connect
+    from automonai.execution.lease import leased
+
+    here = surroundings or Surroundings.from_environment()
+    spec = study_spec(parameters, here.store)
+    template = _template(here, parameters)
+    cluster = api or connect(here.namespace)
+    with (
+        stop_on_sigterm() as stopped,
+        leased(cluster, spec.name, identity=here.identity, workflow=here.workflow) as lease,
+    ):
+        session = _open(spec, here, cluster, template)
+        try:
+            _run(session, lease=lease, stopped=stopped.is_set, watch=watch, here=here)
+            return _leave(session, cluster, here, lease=lease)
+        finally:
+            session.executor.close()
+
+
+def report(parameters: StudyParameters, *, output: Path, surroundings: Surroundings | None = None) -> Path:
+    """Write the study's report into its store and, for Argo's UI, into a file; return that.
+
+    Raises:
+        StudyNotFoundError: If there is no such study.
+    """
+    from automonai import api
+
+    here = surroundings or Surroundings.from_environment()
+    location = _location(study_spec(parameters, here.store))
+    api.report(location)
+    output.write_bytes(open_store(location).get(keys.REPORT_HTML))
+    return output
+
+
+def predict(study: str, images: str, output: str) -> int:
+    """Segment a folder of images by a study's ensemble and put the label maps into another; return how many.
+
+    Args:
+        study: Location of a study or of a single training.
+        images: Folder or `s3://` location whose objects are the images.
+        output: Folder or `s3://` location of the label maps.
+
+    Raises:
+        UserError: If there is no ensemble or no image, or images cannot be segmented; the others' label maps are kept.
+    """
+    from automonai import api
+
+    with TemporaryDirectory(prefix="automonai-") as scratch:
+        here, done = Path(scratch) / "images", Path(scratch) / "labels"
+        source, target = open_store(images), open_store(output)
+        for key in source.list():
+            source.download(key, here / key)
+        if not here.exists():
+            raise UserError(f"{images}: there is nothing; name the folder that holds the images")
+        written = api.predict(study, [here], output=done, on_case=lambda _, path: target.upload(path, path.name))
+    return len(written)
+
+
+def finish(*, surroundings: Surroundings | None = None, api: ClusterApi | None = None) -> int:
+    """Delete the Jobs of this workflow that still run, however it ended; return how many there were.
+
+    Raises:
+        UserError: If this is no step of a workflow.
+    """
+    from automonai.execution.cluster_api import connect
+    from automonai.execution.jobs import PART_OF, PART_OF_LABEL, WORKFLOW_LABEL
+
+    here = surroundings or Surroundings.from_environment()
+    if here.workflow is None:
+        raise UserError("AUTOMONAI_WORKFLOW_NAME is not set: 'step finish' is for the exit step of a workflow")
+    cluster = api or connect(here.namespace)
+    jobs = cluster.list_jobs(f"{PART_OF_LABEL}={PART_OF},{WORKFLOW_LABEL}={here.workflow[:63]}")
+    running = [job.metadata.name for job in jobs if not job.has_ended]
+    for name in running:
+        cluster.delete_job(name)
+    return len(running)
+
+
+def delete_orphans(namespace: str, *, api: ClusterApi | None = None) -> int:
+    """Delete the Jobs whose Workflow is over or gone: what the janitor does; return how many there were."""
+    from automonai.execution.cluster_api import connect
+    from automonai.execution.jobs import PART_OF, PART_OF_LABEL, WORKFLOW_LABEL
+
+    cluster = api or connect(namespace)
+    # Jobs first: a Workflow that begins in between has none in this list.
+    jobs = cluster.list_jobs(f"{PART_OF_LABEL}={PART_OF},{WORKFLOW_LABEL}")
+    living = {workflow.metadata.name for workflow in cluster.list_workflows() if not workflow.is_over}
+    orphans = [job.metadata for job in jobs if job.metadata.labels.get(WORKFLOW_LABEL) not in living]
+    for job in orphans:
+        cluster.delete_job(job.name)
+        logger.info("Job %s of workflow %s deleted", job.name, job.labels.get(WORKFLOW_LABEL))
+    return len(orphans)
+
+
+def stop(location: str, *, api: ClusterApi | None = None) -> tuple[str, ...]:
+    """Ask for the end of the workflows that run a study or wait for it; return their names. Results are kept.
+
+    Raises:
+        UserError: If no workflow runs it.
+    """
+    from automonai.execution.cluster_api import connect
+    from automonai.execution.lease import workflow_of
+
+    cluster = api or connect(Surroundings.from_environment().namespace)
+    study = location.rstrip("/").rpartition("/")[2]
+    holder = workflow_of(cluster, study)
+    names = tuple(
+        workflow.metadata.name
+        for workflow in cluster.list_workflows()
+        if not workflow.is_over and (workflow.metadata.name == holder or _is_for(workflow, study))
+    )
+    if not names:
+        raise UserError(f"{location}: no workflow in namespace {cluster.namespace} runs this study; nothing to stop")
+    for name in names:
+        cluster.stop_workflow(name)
+    return names
+
+
+def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
+    """Return a run's log: from the store once it has ended, from its pod while it runs.
+
+    Raises:
+        UserError: If there is neither.
+    """
+    from automonai.execution.cluster_api import connect
+    from automonai.execution.jobs import PART_OF, PART_OF_LABEL, RUN_LABEL, STUDY_LABEL
+
+    try:
+        return open_store(location).get(keys.log(run_id)).decode(errors="replace")
+    except ObjectNotFoundError:
+        logger.debug("%s has no stored log yet", run_id)
+    missing = f"{location}: run {run_id} has no log; 'automonai runs {location}' lists the runs"
+    if not is_remote(location):
+        raise UserError(missing)
+    cluster = api or connect(Surroundings.from_environment().namespace)
+    study = location.rstrip("/").rpartition("/")[2]
+    pods = cluster.list("pods", f"{PART_OF_LABEL}={PART_OF},{STUDY_LABEL}={study},{RUN_LABEL}={run_id}").objects
+    if not pods:
+        raise UserError(missing)
+    return cluster.pod_log(pods[-1].metadata.name)
+
+
+@dataclass
+class _Session:
+    """A controller's parts."""
+
+    study: Study
+    data: StudyData
+    store: Store
+    executor: KubernetesExecutor
+    memory_bytes: int | None
+
+
+def _open(spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: JobTemplate) -> _Session:
+    from automonai.api import load_study
+    from automonai.execution.jobs import StudyHandle, WorkflowOwner, study_id
+    from automonai.execution.kubernetes import KubernetesExecutor
+
+    study, data, store = load_study(_location(spec))
+    owner = None if here.workflow is None else WorkflowOwner(name=here.workflow, uid=here.workflow_uid)
+    handle = StudyHandle(name=spec.name, id=study_id(spec.name, study.started_at), location=_location(spec))
+    slots = study.spec.execution.max_parallel_runs
+    executor = KubernetesExecutor(cluster, store, study=handle, template=template, slots=slots, owner=owner)
+    memory_gib = study.spec.execution.memory_gib
+    memory_bytes = template.memory_bytes if memory_gib is None else int(memory_gib * 2**30)
+    return _Session(study=study, data=data, store=store, executor=executor, memory_bytes=memory_bytes)
+
+
+def _run(
+    session: _Session, *, lease: HeldLease, stopped: Callable[[], bool], watch: Watch | None, here: Surroundings
+) -> None:
+    from automonai.controller import Controller, Unwatched, run_study
+    from automonai.search import make_sampler
+    from automonai.storage.journal import Journal
+
+    run_study(
+        Controller(
+            study=session.study,
+            data=session.data,
+            store=session.store,
+            journal=Journal(session.store),
+            sampler=make_sampler(session.study.spec.search),
+            executor=session.executor,
+            memory_bytes=session.memory_bytes,
+            watch=ProgressWatch(here.progress_file, watch or Unwatched()),
+            should_stop=lambda: stopped() or lease.is_lost(),
+        )
+    )
+
+
+def _leave(session: _Session, cluster: ClusterApi, here: Surroundings, *, lease: HeldLease) -> int:
+    """Return the exit code; a workflow that the user ended takes its Jobs with it."""
+    from automonai.report import write_report
+
+    if session.study.ended is not None:
+        write_report(session.study, session.data, session.store)
+        return DONE if session.study.ended.succeeded else FAILED
+    if lease.is_lost() or not _is_ended_by_user(cluster, here):
+        return TERMINATED
+    try:
+        session.executor.delete_all()
+    except ClusterError as error:
+        logger.warning("not all Jobs could be deleted: %s; the exit step or the janitor deletes them", error)
+    return DONE
+
+
+def _is_ended_by_user(cluster: ClusterApi, here: Surroundings) -> bool:
+    """Whether SIGTERM means that the Workflow ends; else this pod is evicted. In doubt the Jobs go on."""
+    if here.workflow is None:
+        return False
+    try:
+        workflow = cluster.find_workflow(here.workflow)
+    except ClusterError as error:
+        logger.warning("the workflow cannot be read: %s; its Jobs are left running", error)
+        return False
+    return workflow is None or bool(workflow.spec.shutdown)
+
+
+class ProgressWatch:
+    """Writes `done/planned` for Argo's UI, and passes everything on."""
+
+    def __init__(self, path: Path | None, watch: Watch) -> None:
+        """Remember where to write, None for nowhere, and whom to tell."""
+        self._path, self._watch = path, watch
+        self._written = ""
+
+    def on_event(self, event: Event, study: Study) -> None:
+        self._watch.on_event(event, study)
+        self._write(study, event.at)
+
+    def on_tick(self, study: Study, now: float) -> None:
+        self._watch.on_tick(study, now)
+
+    def _write(self, study: Study, now: float) -> None:
+        from automonai.domain.progress import runs_done_and_planned
+
+        done, planned = runs_done_and_planned(study, now)
+        text = f"{done}/{planned}"
+        if self._path is not None and text != self._written:
+            self._path.write_text(text)
+            self._written = text
+
+
+def _template(here: Surroundings, parameters: StudyParameters) -> JobTemplate:
+    from automonai.execution.jobs import load_template
+
+    if here.job_template is None:
+        raise SpecError("AUTOMONAI_JOB_TEMPLATE is not set: it names the YAML file of the runs' Jobs")
+    template = load_template(here.job_template)
+    if not parameters.gpus_per_run:
+        return template
+    gpus = whole_number("gpus-per-run", parameters.gpus_per_run, at_least=0)
+    return template.model_copy(update={"gpus_per_run": gpus})
+
+
+def _location(spec: StudySpec) -> str:
+    return join_location(spec.store, spec.name)
+
+
+def _is_for(workflow: Workflow, study: str) -> bool:
+    """Whether a Workflow was submitted for a study, by its parameter `name`."""
+    return any(
+        parameter.name == "name" and parameter.value == study for parameter in workflow.spec.arguments.parameters
+    )

@@ -1,0 +1,36 @@
+"""How far a study is, in runs; pure."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from automonai.domain.study import Study
+
+
+def runs_done_and_planned(study: Study, now: float) -> tuple[int, int]:
+    """Return how many runs have ended and how many there will be: an estimate while the search goes on.
+
+    The ensemble counts as one. Never more are done than planned, and only a study that is over has done them all.
+    """
+    done = len(study.finished) + (study.ensemble is not None)
+    if study.is_over:
+        return max(done, 1), max(done, 1)
+    searched = [record for record in study.search_records() if record.state.is_final]
+    search = len(searched) if study.search_ended is not None else _planned_search(study, len(searched), now)
+    refits = len(study.refit.runs) if study.refit is not None else study.spec.refit.members or study.spec.split.folds
+    return done, max(done, search + refits) + 1
+
+
+def _planned_search(study: Study, ended: int, now: float) -> int:
+    """Return how many runs the search will have by the limit that is nearest; at least those that are there."""
+    budget = study.spec.budget
+    shares = []
+    if budget.epochs is not None:
+        shares.append(study.epochs_spent / budget.epochs)
+    if budget.time is not None:
+        shares.append(study.elapsed_seconds(now) / (budget.time * (1 - budget.refit_share)))
+    planned = [ceil(ended / share) for share in shares if share > 0]
+    if budget.iterations is not None:
+        planned.append(sum(sum(study.bracket(index).sizes) for index in range(budget.iterations)))
+    there = sum(1 for _ in study.search_records())
+    return max(there, min(planned, default=there))

@@ -1,0 +1,219 @@
+"""What became of a Job, decided from what the API says about it and its pods; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from automonai.execution.cluster_objects import Condition, Job, Pod, Waiting
+
+
+class Cause(StrEnum):
+    """Why the infrastructure lost a run, or took a pod from it."""
+
+    DISRUPTION = "disruption"
+    """Evicted, preempted or drained."""
+    NODE_LOST = "node_lost"
+    OUT_OF_MEMORY = "out_of_memory"
+    """The kernel killed it at its container's limit; a worker that notices by itself ends as FAILED instead."""
+    DEADLINE = "deadline"
+    IMAGE = "image"
+    """The container could not be started: image, name or secret."""
+    UNSCHEDULABLE = "unschedulable"
+    QUOTA = "quota"
+    DELETED = "deleted"
+    """Somebody deleted its Job."""
+    CRASH = "crash"
+    """Its worker left without an answer."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Why a run is lost."""
+
+    cause: Cause
+    why: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a run may wait, and how often be disturbed, before it counts as lost."""
+
+    max_disruptions: int
+    pending_seconds: float
+    image_seconds: float
+
+
+@dataclass
+class Sighting:
+    """What was last seen of a Job and its pods; times are the controller's own, so clocks need not agree."""
+
+    job: Job | None = None
+    is_deleted: bool = False
+    pods: dict[str, Pod] = field(default_factory=dict)
+    """By uid; those that are gone stay, as they were last seen."""
+    waiting_since: float | None = None
+    """Since when nothing of it runs that should; None while something runs, or Kueue holds it back."""
+    failing_since: float | None = None
+    """Since when its container cannot be started."""
+    leaving_since: float | None = None
+    """Since when its newest pod, or the deleted Job's, should be gone."""
+    gone: set[str] = field(default_factory=set)
+    """Uids of pods that the API does not know any more."""
+
+    @property
+    def newest_pod(self) -> Pod | None:
+        """Return the pod that was made last; None before the first."""
+        latest_seen_first = reversed(self.pods.values())
+        return max(latest_seen_first, key=lambda pod: pod.metadata.creation_timestamp or _LONG_AGO, default=None)
+
+    @property
+    def disrupted(self) -> tuple[Pod, ...]:
+        """Return the pods that were taken away."""
+        return tuple(pod for pod in self.pods.values() if pod.condition("DisruptionTarget") is not None)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no pod of it can write to the store any more."""
+        return all(uid in self.gone or pod.has_ended for uid, pod in self.pods.items())
+
+    @property
+    def may_have_answered(self) -> bool:
+        """Whether its worker has ended, so that an answer is worth looking for; earlier than the Job says so."""
+        ended = any(pod.has_ended or pod.terminated is not None for pod in self.pods.values())
+        return ended or self.is_deleted or (self.job is not None and self.job.has_ended)
+
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+LEAVING_SECONDS = 300.0
+"""A pod that is still there so long after it should have left is on a node that is lost."""
+_DISRUPTED_BY_LOST_NODE = ("DeletionByTaintManager", "DeletionByPodGC")
+"""Reasons of the DisruptionTarget condition; Kubernetes' documentation, "Pod disruption conditions"."""
+_CANNOT_START = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+)
+
+
+def take_note(sighting: Sighting, now: float) -> None:
+    """Set a sighting's clocks by what it now holds."""
+    pod, job = sighting.newest_pod, sighting.job
+    is_held = job is not None and job.spec.suspend
+    is_idle = pod is None or pod.status.phase == "Pending" or (pod.has_ended and not _has_ended(sighting))
+    sighting.waiting_since = None if is_held or not is_idle else _earlier(sighting.waiting_since, now)
+    is_failing = pod is not None and not pod.has_ended and _cannot_start(pod) is not None
+    sighting.failing_since = _earlier(sighting.failing_since, now) if is_failing else None
+    is_leaving = pod is not None and pod.metadata.deletion_timestamp is not None
+    is_leaving = (is_leaving or sighting.is_deleted) and not sighting.is_quiet
+    sighting.leaving_since = _earlier(sighting.leaving_since, now) if is_leaving else None
+
+
+def loss_of(sighting: Sighting, limits: Limits, now: float) -> Loss | None:
+    """Return why a run without an answer is lost, None while it may still give one."""
+    failed = sighting.job.condition("Failed") if sighting.job is not None else None
+    if failed is not None:
+        return _failure(sighting, failed)
+    if sighting.is_deleted:
+        return Loss(Cause.DELETED, "its Job was deleted by somebody")
+    if sighting.job is not None and sighting.job.condition("Complete") is not None:
+        return Loss(Cause.CRASH, "its worker left with exit code 0 and without a result")
+    if len(sighting.disrupted) > limits.max_disruptions:
+        return _disruptions(sighting)
+    return _waited_too_long(sighting, limits, now)
+
+
+def is_stuck(sighting: Sighting, now: float) -> bool:
+    """Whether a pod should be gone since long: nobody will hear of it again."""
+    return sighting.leaving_since is not None and now - sighting.leaving_since >= LEAVING_SECONDS
+
+
+def disruption_cause(pod: Pod) -> Cause:
+    """Return which kind of disruption took a pod away."""
+    condition = pod.condition("DisruptionTarget")
+    is_node = condition is not None and condition.reason in _DISRUPTED_BY_LOST_NODE
+    return Cause.NODE_LOST if is_node or pod.status.reason == "NodeLost" else Cause.DISRUPTION
+
+
+def is_worth_deleting(sighting: Sighting) -> bool:
+    """Whether a lost run's Job still holds something that its next attempt needs."""
+    return not sighting.is_deleted and not _has_ended(sighting)
+
+
+def _failure(sighting: Sighting, failed: Condition) -> Loss:
+    if failed.reason == "DeadlineExceeded":
+        return Loss(Cause.DEADLINE, f"its Job ran into activeDeadlineSeconds ({failed.message})")
+    loss = _worst_of_pods(sighting)
+    return loss or Loss(Cause.CRASH, f"its Job failed: {failed.reason}: {failed.message}")
+
+
+def _worst_of_pods(sighting: Sighting) -> Loss | None:
+    pod = sighting.newest_pod
+    if pod is None:
+        return None
+    ended = pod.terminated
+    if ended is not None and ended.reason == "OOMKilled":
+        return Loss(
+            Cause.OUT_OF_MEMORY,
+            "its container was killed out of memory (OOMKilled); raise the runs' memory limit or lower"
+            " execution.memory_gib",
+        )
+    if pod.condition("DisruptionTarget") is not None or pod.status.reason in ("NodeLost", "Evicted"):
+        return _disruptions(sighting)
+    if ended is not None:
+        return Loss(Cause.CRASH, _exit_words(ended.exit_code))
+    return None
+
+
+def _disruptions(sighting: Sighting) -> Loss:
+    pods = sighting.disrupted or tuple(sighting.pods.values())[-1:]
+    condition = pods[-1].condition("DisruptionTarget")
+    reason = condition.reason if condition is not None else pods[-1].status.reason
+    times = f"{len(pods)} times, the last time" if len(pods) > 1 else "once"
+    cause = disruption_cause(pods[-1])
+    what = "its pod's node was lost" if cause is Cause.NODE_LOST else "its pod was disrupted"
+    return Loss(cause, f"{what} {times} by {reason or 'an unknown cause'}")
+
+
+def _waited_too_long(sighting: Sighting, limits: Limits, now: float) -> Loss | None:
+    pod = sighting.newest_pod
+    if is_stuck(sighting, now):
+        return Loss(Cause.NODE_LOST, f"its pod should have left {LEAVING_SECONDS:.0f} s ago: its node is lost")
+    if sighting.failing_since is not None and now - sighting.failing_since >= limits.image_seconds:
+        waiting = _cannot_start(pod) if pod is not None else None
+        words = f"{waiting.reason}: {waiting.message}" if waiting is not None else "no reason given"
+        return Loss(Cause.IMAGE, f"its container could not be started: {words}")
+    if sighting.waiting_since is None or now - sighting.waiting_since < limits.pending_seconds:
+        return None
+    waited = f"{limits.pending_seconds:.0f} s"
+    if pod is None or pod.has_ended:
+        return Loss(Cause.QUOTA, f"its Job could not make a pod for {waited}: a quota or an admission rule refuses it")
+    unscheduled = pod.condition("PodScheduled", holds=False)
+    words = unscheduled.message if unscheduled is not None else "its pod stays Pending"
+    return Loss(Cause.UNSCHEDULABLE, f"no node took its pod for {waited}: {words}")
+
+
+def _cannot_start(pod: Pod) -> Waiting | None:
+    waiting = pod.waiting
+    return waiting if waiting is not None and waiting.reason in _CANNOT_START else None
+
+
+def _exit_words(code: int) -> str:
+    if code == 137:
+        return "its worker was ended by SIGKILL (exit code 137)"
+    return f"its worker left with exit code {code} and without a result"
+
+
+def _has_ended(sighting: Sighting) -> bool:
+    return sighting.job is not None and sighting.job.has_ended
+
+
+def _earlier(since: float | None, now: float) -> float:
+    return now if since is None else since

@@ -1,0 +1,200 @@
+"""One controller per study on a cluster: a Lease, renewed by a thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from automonai.errors import ClusterError, StudyLockedError
+from automonai.execution.cluster_api import CONFLICT, NOT_FOUND, ClusterApi
+from automonai.execution.cluster_objects import Lease
+from automonai.execution.jobs import PART_OF, PART_OF_LABEL, STUDY_LABEL, JsonObject
+
+logger = logging.getLogger(__name__)
+
+LEASE_SECONDS = 15
+"""A Lease that nobody renewed for so long belongs to a dead controller."""
+RENEW_SECONDS = 4.0
+LOOK_SECONDS = 1.0
+UNREACHABLE_SECONDS = 120.0
+"""Without the API for so long a controller gives up: its pod may be replaced, on another node, after 300 s (the default
+toleration of a lost node), and two must not write one journal. Up to then nobody can take the Lease either."""
+WORKFLOW_ANNOTATION = "automonai/workflow"
+
+
+class HeldLease:
+    """A study's Lease in this controller's hands."""
+
+    def __init__(self, api: ClusterApi, lease: Lease, *, study: str, identity: str, workflow: str | None) -> None:
+        """Remember what is held; `start` keeps it."""
+        self._api, self._lease = api, lease
+        self._study, self._identity, self._workflow = study, identity, workflow
+        self._lost = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+
+    def is_lost(self) -> bool:
+        """Whether another controller may have it: this one must write nothing more."""
+        return self._lost.is_set()
+
+    def start(self) -> None:
+        """Begin to renew it."""
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give it back, so that a successor need not wait for its end."""
+        self._stopping.set()
+        self._thread.join()
+        if self.is_lost():
+            return
+        try:
+            self._write(holder=None)
+        except ClusterError as error:
+            logger.warning("the Lease of study %s could not be given back: %s", self._study, error)
+
+    def _keep(self) -> None:
+        renewed_at = time.monotonic()
+        while not self._stopping.wait(RENEW_SECONDS):
+            try:
+                self._renew()
+                renewed_at = time.monotonic()
+            except ClusterError as error:
+                logger.warning("the Lease of study %s is not renewed: %s; trying again", self._study, error)
+            if time.monotonic() - renewed_at > UNREACHABLE_SECONDS:
+                self._lost.set()
+            if self.is_lost():
+                logger.error("the Lease of study %s is lost; this controller stops", self._study)
+                return
+
+    def _renew(self) -> None:
+        try:
+            self._write(holder=self._identity)
+        except ClusterError as error:
+            if error.status not in (CONFLICT, NOT_FOUND):
+                raise
+            current = self._api.find_lease(self._lease.metadata.name)
+            if current is None or current.spec.holder_identity != self._identity:
+                self._lost.set()
+            else:
+                self._lease = current  # our own write, whose answer did not reach us
+
+    def _write(self, *, holder: str | None) -> None:
+        name = self._lease.metadata.name
+        manifest = _manifest(self._study, holder=holder, workflow=self._workflow, replaces=self._lease)
+        self._lease = self._api.replace_lease(name, manifest)
+
+
+@contextmanager
+def leased(api: ClusterApi, study: str, *, identity: str, workflow: str | None = None) -> Iterator[HeldLease]:
+    """Hold a study's Lease while the body runs.
+
+    Args:
+        api: The namespace in which controllers of the study run.
+        study: Its name.
+        identity: Of this controller: its pod's name.
+        workflow: Noted for `automonai stop`; None where there is none.
+
+    Raises:
+        StudyLockedError: If another controller renews it; a dead one's ends after `LEASE_SECONDS`, which are waited.
+        ClusterError: If the API refuses it, or does not answer for long.
+    """
+    lease = _acquire(api, study, identity=identity, workflow=workflow, sleep=time.sleep, clock=time.monotonic)
+    held = HeldLease(api, lease, study=study, identity=identity, workflow=workflow)
+    held.start()
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def workflow_of(api: ClusterApi, study: str) -> str | None:
+    """Return the name of the Workflow whose controller holds a study, None if nobody does."""
+    lease = api.find_lease(lease_name(study))
+    if lease is None or not lease.spec.holder_identity:
+        return None
+    return lease.metadata.annotations.get(WORKFLOW_ANNOTATION)
+
+
+def lease_name(study: str) -> str:
+    """Return the name of a study's Lease."""
+    return f"automonai-{study}"
+
+
+def _acquire(
+    api: ClusterApi,
+    study: str,
+    *,
+    identity: str,
+    workflow: str | None,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> Lease:
+    """Take the Lease once nobody has renewed it for its length by our own clock: clocks of two nodes may differ."""
+    seen, since = "", clock()
+    started = since
+    while True:
+        try:
+            current = api.find_lease(lease_name(study))
+            if current is not None and _is_anothers(current, identity):
+                version = current.metadata.resource_version
+                if seen and version != seen:
+                    raise _locked(study, current)
+                seen, since = version, since if seen else clock()
+                is_free = clock() - since >= LEASE_SECONDS
+            else:
+                is_free = True
+            taken = _take(api, study, current, identity=identity, workflow=workflow) if is_free else None
+        except ClusterError as error:
+            if not error.is_passing or clock() - started > UNREACHABLE_SECONDS:
+                raise
+            logger.warning("the Lease of study %s cannot be had: %s; trying again", study, error)
+            taken = None
+        if taken is not None:
+            return taken
+        sleep(LOOK_SECONDS)
+
+
+def _is_anothers(lease: Lease, identity: str) -> bool:
+    return lease.spec.holder_identity not in (None, "", identity)
+
+
+def _take(api: ClusterApi, study: str, current: Lease | None, *, identity: str, workflow: str | None) -> Lease | None:
+    """Write ourselves down as the holder; None if somebody was faster."""
+    manifest = _manifest(study, holder=identity, workflow=workflow, replaces=current)
+    try:
+        if current is None:
+            return api.create_lease(manifest)
+        return api.replace_lease(lease_name(study), manifest)
+    except ClusterError as error:
+        if error.status != CONFLICT:
+            raise
+        return None
+
+
+def _locked(study: str, lease: Lease) -> StudyLockedError:
+    workflow = lease.metadata.annotations.get(WORKFLOW_ANNOTATION)
+    where = f" of workflow {workflow}" if workflow else ""
+    return StudyLockedError(
+        f"study {study} is being written by controller {lease.spec.holder_identity}{where}; wait for it, or stop it"
+        " with: automonai stop"
+    )
+
+
+def _manifest(study: str, *, holder: str | None, workflow: str | None, replaces: Lease | None) -> JsonObject:
+    metadata: JsonObject = {
+        "name": lease_name(study),
+        "labels": {PART_OF_LABEL: PART_OF, STUDY_LABEL: study},
+        "annotations": {WORKFLOW_ANNOTATION: workflow} if workflow else {},
+    }
+    if replaces is not None:
+        metadata["resourceVersion"] = replaces.metadata.resource_version
+    spec: JsonObject = {
+        "holderIdentity": holder or "",
+        "leaseDurationSeconds": LEASE_SECONDS,
+        "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+    }
+    return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}

@@ -1,0 +1,53 @@
+"""From a dataset, wherever it lies, to what all workers of a study share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from automonai.domain.request import StudyData
+from automonai.spec import ExecutionSpec, SplitSpec, TrainingSpec
+from automonai.storage.datasets import fetch_dataset, pinned
+from automonai.storage.opening import is_remote, user_cache_folder
+
+CACHE_FOLDER = ".cache"
+"""Beside the studies of a folder; preprocessed cases are shared by all of them."""
+
+
+def prepare_data(
+    dataset: str | Path,
+    *,
+    split: SplitSpec,
+    training: TrainingSpec,
+    cache_folder: Path,
+    execution: ExecutionSpec | None = None,
+) -> StudyData:
+    """Check, divide and measure a dataset; the fingerprint sees no test case."""
+    from automonai.domain.splitting import make_split, read_split
+    from automonai.imaging.checking import check_dataset
+    from automonai.imaging.fingerprinting import fingerprint
+
+    folder = dataset_here(dataset, cache_folder)
+    checked = check_dataset(folder)
+    ids = [case.id for case in checked.dataset.cases]
+    if split.file is not None:
+        division = read_split(Path(split.file), ids)
+    else:
+        division = make_split(ids, test=split.test, folds=split.folds, seed=split.seed)
+    root = pinned(str(dataset), folder) if is_remote(dataset) else checked.dataset.root
+    return StudyData(
+        dataset=checked.dataset.model_copy(update={"root": root}),
+        split=division,
+        fingerprint=fingerprint(checked, division.development),
+        training=training,
+        execution=execution or ExecutionSpec(),
+    )
+
+
+def dataset_here(dataset: str | Path, cache_folder: Path) -> Path:
+    """Return a dataset's folder on this machine, to where it is fetched if it is in a bucket."""
+    return fetch_dataset(str(dataset), cache_folder=cache_folder) if is_remote(dataset) else Path(dataset)
+
+
+def cache_folder_of(store: str) -> Path:
+    """Return where the runs of a store's studies share what they prepare."""
+    return user_cache_folder() if is_remote(store) else Path(store) / CACHE_FOLDER

@@ -1,0 +1,66 @@
+"""From a location, as users write it, to its store: a folder, or `s3://bucket/folder`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from automonai.errors import UserError
+from automonai.storage.local import LocalStore
+from automonai.storage.store import Store
+
+SCHEME = "s3://"
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether a location is in a bucket rather than a folder of this machine."""
+    return isinstance(location, str) and location.startswith(SCHEME)
+
+
+def open_store(location: str | Path) -> Store:
+    """Return the store at a location; nothing is read or made there yet.
+
+    Raises:
+        UserError: If the location or the environment's S3 settings are malformed, or the S3 client is not installed.
+    """
+    if not is_remote(location):
+        if str(location).startswith("s3:"):
+            raise UserError(f"{location}: write s3://bucket/folder, in Python as text: a Path loses one of the slashes")
+        return LocalStore(Path(location))
+    try:
+        from automonai.storage.s3 import S3Location, S3Settings, S3Store
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{location}: {error.name} is not installed; install S3 support with: pip install 'automonai[cluster]'"
+        ) from error
+    return S3Store(S3Location.parse(str(location)), S3Settings.from_environment())
+
+
+def join_location(location: str | Path, name: str) -> str:
+    """Return the location of that name below another."""
+    return f"{str(location).rstrip('/')}/{name}" if is_remote(location) else str(Path(location) / name)
+
+
+def user_cache_folder() -> Path:
+    """Return where what can be made anew is kept.
+
+    That is `$AUTOMONAI_CACHE` (on a cluster: the volume that pods share), `$XDG_CACHE_HOME/automonai` or
+    `~/.cache/automonai`.
+    """
+    if os.environ.get("AUTOMONAI_CACHE"):
+        return Path(os.environ["AUTOMONAI_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "automonai"
+
+
+def place_on_this_machine(location: str | Path) -> Path:
+    """Return the folder for a study's lock and its workers' logs: the study's own, or one in the user's cache.
+
+    For a study in a bucket this folder is known on this machine only, and so is a lock in it.
+    """
+    if not is_remote(location):
+        return Path(location)
+    text = str(location).rstrip("/")
+    return (
+        user_cache_folder() / "studies" / f"{text.rpartition('/')[2]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    )

@@ -1,0 +1,441 @@
+"""A Store in a bucket of any S3 service; the only importer of minio."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+import certifi
+import urllib3
+from minio import Minio
+from minio.credentials.credentials import Credentials
+from minio.credentials.providers import IamAwsProvider, Provider, StaticProvider
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from urllib3.exceptions import HTTPError, SSLError
+
+from automonai.errors import (
+    AutoMonaiError,
+    CorruptObjectError,
+    ObjectNotFoundError,
+    StorageError,
+    StoreAccessError,
+)
+from automonai.storage.local import check_key, sha256_of, write_whole
+from automonai.storage.retrying import Retrying
+
+T = TypeVar("T")
+
+AWS_ENDPOINT = "https://s3.amazonaws.com"
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+IDENTITY_SECONDS = 5.0
+"""Where there is no instance role, nobody answers at its address: do not wait long to say so."""
+PART_BYTES = 16 * 2**20
+"""Up to here an upload is one request; four parts at most are in memory at once."""
+PARALLEL_PARTS = 3
+CONNECTIONS = 16
+CHECKSUM = "sha256"
+"""Name of the metadata that holds an object's SHA-256."""
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_TRANSIENT_CODES = frozenset(
+    {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "SlowDownRead", "SlowDownWrite"}
+)
+_MISSING = frozenset({"NoSuchKey", "NoSuchObject"})
+_REMEDIES = {
+    "AccessDenied": "the account needs s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on that bucket",
+    "AllAccessDisabled": "the bucket is closed; ask who keeps it",
+    "AuthorizationHeaderMalformed": "set AWS_REGION to the bucket's region",
+    "ExpiredToken": "the session has expired; get new keys and an AWS_SESSION_TOKEN",
+    "InvalidAccessKeyId": "the server does not know this AWS_ACCESS_KEY_ID; mend it or the endpoint",
+    "InvalidToken": "AWS_SESSION_TOKEN does not belong to these keys; mend or unset it",
+    "InvalidTokenId": "AWS_SESSION_TOKEN does not belong to these keys; mend or unset it",
+    "NoSuchBucket": "there is no such bucket; create it (mc mb, aws s3 mb) or mend the location",
+    "PermanentRedirect": "the bucket is in another region; set AWS_REGION (and AWS_ENDPOINT_URL_S3) to it",
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
+    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not belong to AWS_ACCESS_KEY_ID, or AWS_REGION is wrong",
+}
+
+
+@dataclass(frozen=True)
+class S3Location:
+    """A bucket and the prefix below which a store's keys lie."""
+
+    bucket: str
+    prefix: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> S3Location:
+        """Return the location that `s3://bucket/prefix` names; the prefix may be missing.
+
+        Raises:
+            StoreAccessError: If it is not of that form.
+        """
+        bucket, _, prefix = text.removeprefix("s3://").partition("/")
+        prefix = prefix.rstrip("/")
+        try:
+            if prefix:
+                check_key(prefix)
+        except ValueError as error:
+            raise StoreAccessError(f"{text}: is no location; write s3://bucket/folder") from error
+        if not text.startswith("s3://") or not _BUCKET.fullmatch(bucket):
+            raise StoreAccessError(
+                f"{text}: is no location; write s3://bucket/folder, the bucket in 3 to 63 lower-case letters,"
+                " digits, hyphens and dots"
+            )
+        return cls(bucket, prefix)
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def name(self, key: str) -> str:
+        """Return the object's name in the bucket."""
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """How the service is reached; keys do not show in its repr."""
+
+    endpoint: str = AWS_ENDPOINT
+    """`http(s)://host[:port]`."""
+    region: str | None = None
+    """None: us-east-1, or what AWS says about the bucket."""
+    ca_bundle: str | None = None
+    """File of the authorities that are trusted; None: the public ones."""
+    addressing: str = ""
+    """`path` or `virtual`; empty: virtual for AWS, path for others."""
+    access_key: str | None = field(default=None, repr=False)
+    """None: the identity that the environment gives (web identity token, container's or instance's role)."""
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    sts_endpoint: str | None = None
+    """Who exchanges a web identity token for keys; None: AWS."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> S3Settings:
+        """Return the settings of the variables that S3 tools share.
+
+        Raises:
+            StoreAccessError: If one of them is malformed or half of a pair.
+        """
+        variables = os.environ if environment is None else environment
+        endpoint = variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or AWS_ENDPOINT
+        settings = cls(
+            endpoint=endpoint.rstrip("/"),
+            region=variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or None,
+            ca_bundle=variables.get("AWS_CA_BUNDLE") or None,
+            addressing=variables.get("AWS_S3_ADDRESSING_STYLE", "").removesuffix("auto"),
+            access_key=variables.get("AWS_ACCESS_KEY_ID") or None,
+            secret_key=variables.get("AWS_SECRET_ACCESS_KEY") or None,
+            session_token=variables.get("AWS_SESSION_TOKEN") or None,
+            sts_endpoint=variables.get("AWS_ENDPOINT_URL_STS") or None,
+        )
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        parts = urlsplit(self.endpoint)
+        if parts.username or parts.password:
+            raise StoreAccessError("AWS_ENDPOINT_URL_S3 holds a user or password; keys belong into AWS_ACCESS_KEY_ID")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query:
+            raise StoreAccessError(
+                f"AWS_ENDPOINT_URL_S3 (or AWS_ENDPOINT_URL) is '{self.endpoint}'; expected https://host or"
+                " http://host:port"
+            )
+        if (self.access_key is None) != (self.secret_key is None):
+            raise StoreAccessError("set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither")
+        if self.ca_bundle is not None and not Path(self.ca_bundle).is_file():
+            raise StoreAccessError(
+                f"AWS_CA_BUNDLE names {self.ca_bundle}, which is no file; name a file of certificates"
+            )
+        if self.addressing not in ("", "path", "virtual"):
+            raise StoreAccessError(f"AWS_S3_ADDRESSING_STYLE is '{self.addressing}'; expected path, virtual or auto")
+
+
+class S3Store:
+    """Objects below a prefix of a bucket, each with its SHA-256, which is verified when it is read.
+
+    An object without it (some other tool wrote it) is taken as it is. What fails for a while (connections, 5xx,
+    SlowDown) is tried again until the patience of `retrying` is over.
+    """
+
+    def __init__(self, location: S3Location, settings: S3Settings, *, retrying: Retrying | None = None) -> None:
+        """Remember where and how; nothing is connected before the first request."""
+        self.location = location
+        self._settings = settings
+        self._retrying = retrying or Retrying()
+
+    def __repr__(self) -> str:
+        return f"S3Store({self.location}, {self._settings.endpoint})"
+
+    def get(self, key: str) -> bytes:
+        def read() -> bytes:
+            with self._opened(key) as response:
+                content: bytes = response.read()
+                self._verify(key, hashlib.sha256(content).hexdigest(), response.headers)
+                return content
+
+        return self._request("get", key, read)
+
+    def put(self, key: str, content: bytes) -> None:
+        name = self._name(key)
+        metadata = {CHECKSUM: hashlib.sha256(content).hexdigest()}
+
+        def write() -> None:
+            body = io.BytesIO(content)
+            self._client.put_object(
+                self.location.bucket,
+                name,
+                body,
+                len(content),
+                metadata=dict(metadata),
+                part_size=PART_BYTES,
+                num_parallel_uploads=PARALLEL_PARTS,
+            )
+
+        self._request("put", key, write)
+
+    def exists(self, key: str) -> bool:
+        return self._headers(key) is not None
+
+    def sha256(self, key: str) -> str | None:
+        headers = self._headers(key)
+        return None if headers is None else headers.get(f"x-amz-meta-{CHECKSUM}")
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        start = self.location.name("")
+
+        def names() -> list[str]:  # the whole of it, so that a failing page can be asked for again
+            found = self._client.list_objects(self.location.bucket, prefix=start + prefix, recursive=True)
+            return [entry.object_name for entry in found if entry.object_name and not entry.is_dir]
+
+        # AWS and MinIO answer in this order; others, and S3 Express buckets, need not.
+        yield from sorted(name.removeprefix(start) for name in self._request("list", prefix, names))
+
+    def upload(self, source: Path, key: str) -> None:
+        name = self._name(key)
+        metadata = {CHECKSUM: sha256_of(source)}
+
+        def write() -> None:
+            self._client.fput_object(
+                self.location.bucket,
+                name,
+                str(source),
+                metadata=dict(metadata),
+                part_size=PART_BYTES,
+                num_parallel_uploads=PARALLEL_PARTS,
+            )
+
+        self._request("put", key, write)
+
+    def download(self, key: str, destination: Path) -> None:
+        def read() -> None:
+            with self._opened(key) as response:
+                digest = hashlib.sha256()
+
+                def copy(stream: BinaryIO) -> None:
+                    for block in response.stream(1 << 20):
+                        digest.update(block)
+                        stream.write(block)
+                    self._verify(key, digest.hexdigest(), response.headers)
+
+                write_whole(destination, copy)
+
+        self._request("get", key, read)
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        with contextlib.suppress(ObjectNotFoundError):
+            self._request("delete", key, lambda: self._client.remove_object(self.location.bucket, name))
+
+    @cached_property
+    def _client(self) -> Minio:
+        settings, parts = self._settings, urlsplit(self._settings.endpoint)
+        is_aws = (parts.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        client = Minio(
+            parts.netloc,
+            secure=parts.scheme == "https",
+            # Without a region the client would ask for it first, which other services do not always answer.
+            region=settings.region or (None if is_aws else "us-east-1"),
+            credentials=_provider(settings),
+            http_client=urllib3.PoolManager(
+                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
+                maxsize=CONNECTIONS,
+                cert_reqs="CERT_REQUIRED",
+                ca_certs=settings.ca_bundle or certifi.where(),
+                retries=False,  # `retrying` is the only one who tries again
+            ),
+        )
+        if settings.addressing == "virtual":
+            client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
+        elif settings.addressing == "path":
+            client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
+        return client
+
+    def _name(self, key: str) -> str:
+        check_key(key)
+        return self.location.name(key)
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[urllib3.BaseHTTPResponse]:
+        response = self._client.get_object(self.location.bucket, self._name(key))
+        try:
+            yield response
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _headers(self, key: str) -> Mapping[str, str] | None:
+        """Return an object's headers, or None if there is no object."""
+        name = self._name(key)
+        try:
+            found = self._request("look at", key, lambda: self._client.stat_object(self.location.bucket, name))
+        except ObjectNotFoundError:
+            return None
+        return found.metadata or {}
+
+    def _verify(self, key: str, found: str, headers: Mapping[str, str]) -> None:
+        expected = headers.get(f"x-amz-meta-{CHECKSUM}")
+        if expected is not None and found != expected:
+            raise CorruptObjectError(
+                f"{self.location}/{key}: SHA-256 is {found}, expected {expected}; restore the object or delete it"
+            )
+
+    def _request(self, verb: str, key: str, work: Callable[[], T]) -> T:
+        """Do one request, again and again if need be.
+
+        Raises:
+            StorageError: If it fails; see `_explained`.
+            StoreAccessError: If what was asked is not allowed or misses its bucket.
+        """
+        try:
+            return self._retrying.call(work, transient=self._transient)
+        except (MinioException, HTTPError, _NoIdentityError) as error:
+            raise self._explained(error, f"{verb} {self.location.name(key)}") from error
+
+    def _transient(self, error: Exception) -> str | None:
+        endpoint = self._settings.endpoint
+        match error:
+            case S3Error() if error.code in _TRANSIENT_CODES or _is_overloaded(error.response.status):
+                return f"{endpoint} answered {error.code}"
+            case ServerError() | InvalidResponseError() if _is_overloaded(_status(error)):
+                return f"{endpoint} answered with status {_status(error)}"
+            case HTTPError() if not _is_certificate_error(error):
+                return f"no answer from {endpoint} ({type(error).__name__})"
+            case _NoIdentityError() if error.is_transient:
+                return str(error)
+        return None
+
+    def _explained(self, error: Exception, what: str) -> AutoMonaiError:
+        """Return the error that says what to do. What the server wrote is left out where it may quote the request."""
+        bucket, endpoint = self.location.bucket, self._settings.endpoint
+        where = f"cannot {what} in bucket '{bucket}' at {endpoint}"
+        if isinstance(error, _NoIdentityError):
+            return StoreAccessError(f"{where}: {error}")
+        if self._transient(error):
+            why = "the server answers with errors" if isinstance(error, MinioException) else "it does not answer"
+            return StorageError(
+                f"{where}: {why} ({_kind(error)}), tried for {self._retrying.patience_seconds:.0f} s; check that"
+                " the server runs and that AWS_ENDPOINT_URL_S3 (or AWS_ENDPOINT_URL) is its address"
+            )
+        if isinstance(error, HTTPError):
+            return StoreAccessError(
+                f"{where}: its certificate is not trusted; set AWS_CA_BUNDLE to its authority's file"
+            )
+        if isinstance(error, S3Error):
+            return self._refusal(error, where)
+        return StorageError(f"{where}: the answer is none of an S3 service ({_kind(error)}); check the endpoint")
+
+    def _refusal(self, error: S3Error, where: str) -> AutoMonaiError:
+        # An answer to HEAD has no body; MinIO says in a header what it would have said there.
+        code = error.response.headers.get("x-minio-error-code") or error.code or "?"
+        if code in _MISSING:
+            return ObjectNotFoundError(f"{where}: no such object")
+        if code in _REMEDIES:
+            return StoreAccessError(f"{where}: {code}: {_REMEDIES[code]}")
+        return StorageError(f"{where}: {code}: {error.message}")
+
+
+class _NoIdentityError(Exception):
+    """There are no keys; the message holds no token."""
+
+    def __init__(self, message: str, *, is_transient: bool) -> None:
+        super().__init__(message)
+        self.is_transient = is_transient
+
+
+class _EnvironmentIdentity(Provider):
+    """Keys of the identity that the environment gives this process, renewed before they expire."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._has_identity = any(
+            os.environ.get(name)
+            for name in (
+                "AWS_WEB_IDENTITY_TOKEN_FILE",
+                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            )
+        )
+        is_web_identity = bool(os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"))
+        self._provider = IamAwsProvider(
+            custom_endpoint=settings.sts_endpoint if is_web_identity else None,
+            region=settings.region,
+            http_client=urllib3.PoolManager(
+                timeout=urllib3.Timeout(total=IDENTITY_SECONDS),
+                ca_certs=settings.ca_bundle or certifi.where(),
+                retries=False,  # urllib3 would log the URL that it tries again, and that holds the token
+            ),
+        )
+
+    def retrieve(self) -> Credentials:
+        try:
+            return self._provider.retrieve()
+        except (ValueError, KeyError, OSError, HTTPError, MinioException) as error:
+            # Neither chained nor quoted: the texts of these errors hold the token.
+            raise _NoIdentityError(self._advice(type(error).__name__), is_transient=self._has_identity) from None
+
+    def _advice(self, kind: str) -> str:
+        if self._has_identity:
+            return f"the environment's identity was not accepted ({kind}); check AWS_ROLE_ARN and its token"
+        return (
+            "there are no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL_S3 if not for AWS"
+        )
+
+
+def _provider(settings: S3Settings) -> Provider:
+    if settings.access_key is not None and settings.secret_key is not None:
+        return StaticProvider(settings.access_key, settings.secret_key, settings.session_token)
+    return _EnvironmentIdentity(settings)
+
+
+def _is_overloaded(status: int) -> bool:
+    return status == 429 or (status >= 500 and status != 501)
+
+
+def _status(error: ServerError | InvalidResponseError) -> int:
+    return error.status_code if isinstance(error, ServerError) else error._code
+
+
+def _is_certificate_error(error: HTTPError) -> bool:
+    """Whether trying again is of no use; a connection that is cut in its handshake is an SSLError too."""
+    return isinstance(error, SSLError) and any(isinstance(a, ssl.SSLCertVerificationError) for a in error.args)
+
+
+def _kind(error: Exception) -> str:
+    match error:
+        case S3Error():
+            return str(error.code)
+        case ServerError() | InvalidResponseError():
+            return f"status {_status(error)}"
+    return type(error).__name__

@@ -1,0 +1,242 @@
+{{- define "automonai.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "automonai.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "automonai.name" . -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "automonai.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "automonai.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "automonai.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "automonai.selectorLabels" . }}
+app.kubernetes.io/part-of: automonai
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- /* automonai.image (list $ "controller") */ -}}
+{{- define "automonai.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index $root.Values.image (index . 1) -}}
+{{- $name := printf "%s/%s" $root.Values.image.registry $image.repository | trimPrefix "/" -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $name $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (default $root.Chart.AppVersion $root.Values.image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "automonai.storeSecret" -}}
+{{- if and .Values.minio.enabled (not .Values.s3.existingSecret) -}}
+{{- include "automonai.fullname" . }}-minio
+{{- else -}}
+{{- default (printf "%s-store" (include "automonai.fullname" .)) .Values.s3.existingSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "automonai.hasKeys" -}}
+{{- if or .Values.minio.enabled .Values.s3.existingSecret -}}true{{- end -}}
+{{- end -}}
+
+{{- define "automonai.endpoint" -}}
+{{- if .Values.minio.enabled -}}
+http://{{ include "automonai.fullname" . }}-minio.{{ .Release.Namespace }}.svc:9000
+{{- else -}}
+{{- .Values.s3.endpoint -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Environment that opens the store, keys excepted. */ -}}
+{{- define "automonai.storeEnvironment" -}}
+AWS_ENDPOINT_URL_S3: {{ include "automonai.endpoint" . | quote }}
+AWS_S3_ADDRESSING_STYLE: {{ .Values.s3.addressing | quote }}
+AUTOMONAI_DATASET_CACHE_GIB: {{ .Values.cache.datasetsGiB | quote }}
+{{- with .Values.s3.region }}
+AWS_REGION: {{ . | quote }}
+{{- end }}
+{{- if .Values.s3.caSecret }}
+AWS_CA_BUNDLE: /etc/automonai/ca/ca.crt
+{{- end }}
+{{- end -}}
+
+{{- /* The claim that all pods share; empty: each pod has its own cache. */ -}}
+{{- define "automonai.cacheClaim" -}}
+{{- $shared := or (eq .Values.cache.type "claim") (and (eq .Values.cache.type "auto") .Values.minio.enabled) -}}
+{{- if .Values.cache.existingClaim -}}
+{{- .Values.cache.existingClaim -}}
+{{- else if $shared -}}
+{{- include "automonai.fullname" . }}-cache
+{{- end -}}
+{{- end -}}
+
+{{- define "automonai.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "automonai.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- /* Requests and limits with every quantity as text: automonai.resources $resources */ -}}
+{{- define "automonai.resources" -}}
+{{- $resources := dict -}}
+{{- range $kind := list "requests" "limits" -}}
+{{- $quantities := dict -}}
+{{- range $name, $quantity := index $ $kind -}}
+{{- $_ := set $quantities $name (toString $quantity) -}}
+{{- end -}}
+{{- if $quantities -}}{{- $_ := set $resources $kind $quantities -}}{{- end -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{- define "automonai.imagePullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "automonai.scheduling" -}}
+{{- with .nodeSelector }}
+nodeSelector: {{ toJson . }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{ toJson . }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{ toJson . }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- /*
+The patch of a workflow's pod, as JSON: automonai.podPatch (dict "root" $ "values" .Values.controller "resources" ...).
+Argo's own containers get what the Pod Security level 'restricted' asks for; the rest differs from release to release.
+*/ -}}
+{{- define "automonai.podPatch" -}}
+{{- $root := .root -}}
+{{- $patch := fromYaml (include "automonai.podPatchYaml" .) -}}
+{{- if $patch.Error -}}{{- fail (printf "the pods' patch is no YAML: %s" $patch.Error) -}}{{- end -}}
+{{- toJson $patch -}}
+{{- end -}}
+
+{{- define "automonai.podPatchYaml" -}}
+{{- $root := .root -}}
+terminationGracePeriodSeconds: {{ .graceSeconds }}
+enableServiceLinks: false
+{{- include "automonai.imagePullSecrets" $root }}
+{{- include "automonai.scheduling" .values }}
+initContainers:
+  - name: init
+    securityContext: {{ include "automonai.argoSecurityContext" $root | fromYaml | toJson }}
+    resources: {{ include "automonai.resources" $root.Values.controller.executorResources | fromYaml | toJson }}
+containers:
+  - name: wait
+    securityContext: {{ include "automonai.argoSecurityContext" $root | fromYaml | toJson }}
+    resources: {{ include "automonai.resources" $root.Values.controller.executorResources | fromYaml | toJson }}
+  - name: main
+    imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+    resources: {{ toJson .resources }}
+    volumeMounts:
+      - {name: cache, mountPath: /cache/automonai}
+      {{- if .sharedMemory }}
+      - {name: shared-memory, mountPath: /dev/shm}
+      {{- end }}
+      {{- if $root.Values.s3.caSecret }}
+      - {name: ca, mountPath: /etc/automonai/ca, readOnly: true}
+      {{- end }}
+volumes:
+  {{- with include "automonai.cacheClaim" $root }}
+  - {name: cache, persistentVolumeClaim: {claimName: {{ . }}}}
+  {{- else }}
+  - {name: cache, emptyDir: {sizeLimit: {{ $root.Values.cache.size }}}}
+  {{- end }}
+  {{- with .sharedMemory }}
+  - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ . }}}}
+  {{- end }}
+  {{- with $root.Values.s3.caSecret }}
+  - {name: ca, secret: {secretName: {{ . }}}}
+  {{- end }}
+{{- end -}}
+
+{{- define "automonai.argoSecurityContext" -}}
+allowPrivilegeEscalation: false
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- define "automonai.stepPatch" -}}
+{{- $resources := include "automonai.resources" .Values.controller.resources | fromYaml -}}
+{{- include "automonai.podPatch" (dict "root" . "values" .Values.controller "resources" $resources "graceSeconds" 60) -}}
+{{- end -}}
+
+{{- /* For pods that train or predict without a Job; the parameter gpus of their workflow says how many GPUs. */ -}}
+{{- define "automonai.trialPatch" -}}
+{{- $trial := .Values.trial -}}
+{{- $resources := include "automonai.resources" $trial.resources | fromYaml -}}
+{{- $limits := default (dict) $resources.limits -}}
+{{- $_ := set $limits $trial.gpu.resourceName "{{workflow.parameters.gpus}}" -}}
+{{- $_ := set $resources "limits" $limits -}}
+{{- include "automonai.podPatch" (dict "root" . "values" $trial "resources" $resources "graceSeconds" $trial.graceSeconds "sharedMemory" $trial.sharedMemory) -}}
+{{- end -}}
+
+{{- /*
+A template that Hera wrote, with the release's values in place of its marks: automonai.workflowTemplate (list $ "file").
+The file is text to Helm: Argo's double braces are not rendered.
+*/ -}}
+{{- define "automonai.workflowTemplate" -}}
+{{- $root := index . 0 -}}
+{{- $name := include "automonai.fullname" $root -}}
+{{- $marks := dict
+  "controllerImage" (include "automonai.image" (list $root "controller"))
+  "trainerImage" (include "automonai.image" (list $root "trainer"))
+  "release" $root.Release.Name
+  "stepAccount" (printf "%s-step" $name)
+  "controllerAccount" (printf "%s-controller" $name)
+  "settings" (printf "%s-settings" $name)
+  "storeSecret" (include "automonai.storeSecret" $root)
+  "jobTemplate" (printf "%s-job-template" $name)
+  "artifactRepositories" (printf "%s-artifacts" $name)
+  "gpuCount" (toString (int $root.Values.trial.gpu.count))
+  "parallelRuns" (toString (int $root.Values.workflow.parallelRuns))
+  "workflowKeepSeconds" (int $root.Values.workflow.keepSeconds)
+  "stepPodPatch" (include "automonai.stepPatch" $root)
+  "trialPodPatch" (include "automonai.trialPatch" $root)
+-}}
+{{- $text := $root.Files.Get (index . 1) -}}
+{{- range $mark, $value := $marks -}}
+{{- $text = replace (printf "'@@%s@@'" $mark) (toJson $value) $text -}}
+{{- end -}}
+{{- if contains "@@" $text -}}
+{{- fail (printf "%s has a mark that the chart does not know: %s" (index . 1) (regexFind "@@[A-Za-z]*@@" $text)) -}}
+{{- end -}}
+{{- $text -}}
+{{- end -}}

@@ -1,0 +1,130 @@
+"""What the pods of all templates have in common: who they run as, what they mount, what they know."""
+
+from __future__ import annotations
+
+from hera.workflows import Container, Env, Parameter, RetryStrategy, WorkflowTemplate
+from hera.workflows import models as m
+from hera.workflows.archive import NoneArchiveStrategy
+from hera.workflows.artifact import S3Artifact
+from hera.workflows.env_from import ConfigMapEnvFrom, SecretEnvFrom
+from hera.workflows.retry_strategy import RetryPolicy
+from hera.workflows.volume import EmptyDirVolume
+
+from pipelines import release
+
+USER_ID = 65532
+JOB_TEMPLATE_FOLDER = "/etc/automonai/job-template"
+REPORT_FILE = "/tmp/report.html"  # noqa: S108 - of the container, where /tmp is a volume of the pod's own
+
+_OWN_VOLUMES = {"tmp": "/tmp", "home": "/home/automonai"}  # noqa: S108 - the root file system is read-only
+
+_IDENTITY = {
+    "AUTOMONAI_WORKFLOW_NAME": "{{workflow.name}}",
+    "AUTOMONAI_WORKFLOW_UID": "{{workflow.uid}}",
+    "AUTOMONAI_NAMESPACE": "{{workflow.namespace}}",
+    "AUTOMONAI_JOB_TEMPLATE": f"{JOB_TEMPLATE_FOLDER}/job-template.yaml",
+    "XDG_CACHE_HOME": "/cache",
+    "HOME": "/home/automonai",
+    "MPLCONFIGDIR": "/tmp/matplotlib",
+}
+
+
+def step(
+    name: str,
+    arguments: list[str],
+    *,
+    image: str = release.CONTROLLER_IMAGE,
+    account: str = release.STEP_ACCOUNT,
+    retry: RetryStrategy | None = None,
+    outputs: list[S3Artifact] | None = None,
+    patch: str = release.STEP_PATCH,
+) -> Container:
+    """Return the template of one pod that runs `automonai step NAME`.
+
+    Its last lines of output become the node's message in Argo's UI where the program left no message of its own.
+    """
+    return Container(
+        name=name,
+        image=image,
+        command=["automonai"],
+        args=["step", name, *arguments],
+        env=[Env(name=key, value=value) for key, value in _IDENTITY.items()],
+        env_from=[
+            ConfigMapEnvFrom(name=release.SETTINGS),
+            SecretEnvFrom(name=release.STORE_SECRET, optional=True),
+        ],
+        volumes=[
+            *(EmptyDirVolume(name=volume, mount_path=path) for volume, path in _OWN_VOLUMES.items()),
+            m.Volume(name="job-template", config_map=m.ConfigMapVolumeSource(name=release.JOB_TEMPLATE)),
+        ],
+        volume_mounts=[m.VolumeMount(name="job-template", mount_path=JOB_TEMPLATE_FOLDER, read_only=True)],
+        security_context=m.SecurityContext(
+            allow_privilege_escalation=False,
+            capabilities=m.Capabilities(drop=["ALL"]),
+            read_only_root_filesystem=True,
+        ),
+        termination_message_policy="FallbackToLogsOnError",
+        service_account_name=account,
+        retry_strategy=retry,
+        outputs=outputs,
+        pod_spec_patch=patch,
+    )
+
+
+def options(parameters: list[Parameter]) -> list[str]:
+    """Return a command's options that hand over a workflow's parameters, whatever they contain."""
+    return [f"--{parameter.name}={{{{workflow.parameters.{parameter.name}}}}}" for parameter in parameters]
+
+
+def html_artifact() -> S3Artifact:
+    """Return the report as Argo's UI shows it: one file, not packed, its key ending in .html."""
+    return S3Artifact(
+        name="report",
+        path=REPORT_FILE,
+        key="workflows/{{workflow.name}}/report.html",
+        archive=NoneArchiveStrategy(),
+    )
+
+
+def retry_after_disruption() -> RetryStrategy:
+    """Return the strategy that starts a step again after its pod was lost, never after an error of its own.
+
+    137 and 143 are SIGKILL and SIGTERM: an eviction. A user's Stop ends with 0, see `automonai.cluster_steps`.
+    """
+    return RetryStrategy(
+        limit="50",
+        retry_policy=RetryPolicy.always,
+        expression="lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in [137, 143]",
+        backoff=m.Backoff(duration="5s", factor=2, cap="2m"),
+    )
+
+
+def template(name: str, *, description: str, parameters: list[Parameter]) -> WorkflowTemplate:
+    """Return a WorkflowTemplate without steps: its form, and what holds for all of its pods."""
+    return WorkflowTemplate(
+        name=name,
+        annotations={
+            "workflows.argoproj.io/title": name,
+            "workflows.argoproj.io/description": description,
+        },
+        arguments=parameters,
+        service_account_name=release.STEP_ACCOUNT,
+        automount_service_account_token=True,  # Argo's container reports by it; the accounts themselves mount none
+        security_context=m.PodSecurityContext(
+            run_as_non_root=True,
+            run_as_user=USER_ID,
+            run_as_group=USER_ID,
+            fs_group=USER_ID,
+            seccomp_profile=m.SeccompProfile(type="RuntimeDefault"),
+        ),
+        pod_metadata=m.Metadata(
+            labels={
+                "app.kubernetes.io/name": "automonai",
+                "app.kubernetes.io/part-of": "automonai",
+                "app.kubernetes.io/component": "step",
+                "app.kubernetes.io/instance": release.RELEASE,
+            }
+        ),
+        artifact_repository_ref=m.ArtifactRepositoryRef(config_map=release.ARTIFACTS, key="automonai"),
+        archive_logs=True,
+    )

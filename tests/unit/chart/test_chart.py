@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chart_rendering import CHART, VALUES, Helm, Object
+from chart_schemas import unknown_fields
+
+from automonai.execution.jobs import JobTemplate
+
+Render = Callable[..., list[Object]]
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "chart"
+NAMES = sorted(path.stem for path in VALUES.glob("*.yaml"))
+"""The values files: each renders to a golden file."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_values_file_renders_to_its_golden_file(name: str, render: Render, is_renewed: bool) -> None:
+    objects = [without_keys(document) for document in render(name)]
+    path = GOLDEN / f"{name}.yaml"
+    if is_renewed:
+        path.write_text(yaml.safe_dump_all(objects, sort_keys=True, width=120))
+    assert by_name(objects) == by_name(list(yaml.safe_load_all(path.read_text())))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_object_has_only_fields_of_its_kind(name: str, render: Render) -> None:
+    assert [field for document in render(name) for field in unknown_fields(document)] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_argo_lint_accepts_the_templates(name: str, render: Render, tmp_path: Path) -> None:
+    argo = shutil.which("argo")
+    if argo is None:
+        pytest.skip("argo is not on PATH")
+    path = tmp_path / "templates.yaml"
+    path.write_text(yaml.safe_dump_all(d for d in render(name) if d["kind"] == "WorkflowTemplate"))
+    command = [argo, "lint", "--offline", "--no-color", "--kinds=workflowtemplates", str(path)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_helm_lint_has_nothing_to_say(name: str, helm: Helm) -> None:
+    answer = helm("lint", "--strict", str(CHART), "-f", str(VALUES / f"{name}.yaml"))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_lint_accepts_the_defaults(helm: Helm) -> None:
+    assert helm("lint", str(CHART)).returncode == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_job_template_is_what_the_executor_reads(name: str, render: Render) -> None:
+    template = job_template(render(name))
+    assert template.service_account is not None
+    assert template.labels["app.kubernetes.io/instance"] == "automonai"
+    assert template.env["AWS_ENDPOINT_URL_S3"].startswith("http")
+
+
+def test_gpu_values_reach_jobs_and_form(render: Render) -> None:
+    objects = render("gpus")
+    template = job_template(objects)
+    assert (template.gpus_per_run, template.kueue_queue, template.runtime_class) == (2, "research", "nvidia")
+    assert template.requests == {"cpu": "8", "memory": "32Gi"}
+    assert [toleration.key for toleration in template.tolerations] == ["nvidia.com/gpu", "spot"]
+    assert template.env_from_secrets == ()
+    assert parameters(objects, "automonai-study")["gpus-per-run"]["value"] == "2"
+    assert patch_of(objects, "automonai-predict", "predict")["containers"][1]["resources"]["limits"] == {
+        "memory": "64Gi",
+        "nvidia.com/gpu": "{{workflow.parameters.gpus}}",
+    }
+
+
+def test_images_by_digest_go_before_the_tag(render: Render) -> None:
+    images = set(re.findall(r"registry\.example\.org/imaging/[\w@:-]+", json.dumps(render("digest"))))
+    assert images == {f"registry.example.org/imaging/automonai-controller@sha256:{'1' * 64}"} | {
+        f"registry.example.org/imaging/automonai-trainer@sha256:{'2' * 64}"
+    }
+
+
+def test_registry_and_tag_name_both_images(render: Render) -> None:
+    objects = render("minio", "--set", "image.registry=localhost", "--set", "image.tag=T")
+    assert job_template(objects).image == "localhost/automonai-trainer:T"
+    check = template_of(objects, "automonai-study", "check")
+    assert check["container"]["image"] == "localhost/automonai-controller:T"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_pod_satisfies_pod_security_restricted(name: str, render: Render) -> None:
+    for path, pod in pods(render(name)):
+        assert pod["securityContext"]["runAsNonRoot"] is True, path
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, path
+        for container in (*pod.get("initContainers", []), *pod["containers"]):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, path
+            assert context["capabilities"] == {"drop": ["ALL"]}, path
+        assert not [volume for volume in pod.get("volumes", []) if "hostPath" in volume], path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nobody_may_read_secrets_or_use_a_wildcard(name: str, render: Render) -> None:
+    objects = render(name)
+    assert not [document for document in objects if document["kind"].startswith("Cluster")]
+    rules = [rule for document in objects if document["kind"] == "Role" for rule in document["rules"]]
+    named = [entry for rule in rules for part in ("apiGroups", "resources", "verbs") for entry in rule[part]]
+    assert "*" not in named
+    assert "secrets" not in named
+
+
+def test_the_roles_are_the_table_that_helm_test_asks_about(render: Render) -> None:
+    source = (CHART / "files" / "tests" / "permissions.py").read_text()
+    table: dict[str, Any] = {}
+    exec(re.search(r"^ALLOWED = \{.*?^\}", source, re.MULTILINE | re.DOTALL).group(), table)  # type: ignore[union-attr]
+    roles = {
+        document["metadata"]["name"]: document["rules"] for document in render("minio") if document["kind"] == "Role"
+    }
+    for account, allowed in table["ALLOWED"].items():
+        found = {
+            (rule["apiGroups"][0], rule["resources"][0]): set(rule["verbs"]) for rule in roles[f"automonai-{account}"]
+        }
+        assert found == allowed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_key_of_the_store_is_outside_its_secret(name: str, render: Render) -> None:
+    objects = render(name)
+    secrets = [document for document in objects if document["kind"] == "Secret"]
+    others = json.dumps([document for document in objects if document["kind"] != "Secret"])
+    for secret in secrets:
+        for value in secret["data"].values():
+            assert value not in others
+
+
+def test_argos_braces_survive(render: Render) -> None:
+    study = next(d for d in render("minio") if d["metadata"]["name"] == "automonai-study")
+    assert study["spec"]["synchronization"]["mutexes"] == [{"name": "automonai-study-{{workflow.parameters.name}}"}]
+    assert "@@" not in json.dumps(study)
+
+
+def test_a_trial_has_no_way_to_the_api_server(render: Render) -> None:
+    policies = {d["metadata"]["name"]: d["spec"] for d in render("external-s3") if d["kind"] == "NetworkPolicy"}
+    allowed = policies["automonai-api-server"]["podSelector"]["matchExpressions"][0]["values"]
+    assert "trial" not in allowed
+    assert policies["automonai-store"]["egress"][0]["ports"] == [{"protocol": "TCP", "port": 9443}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "apis", "words"),
+    [
+        (["--set", "minio.enabled=true"], [], "kubectl apply --server-side -n argo"),
+        ([], ["argoproj.io/v1alpha1/WorkflowTemplate"], "--set minio.enabled=true"),
+        (
+            ["--set", "minio.enabled=true", "--set", "kueue.queueName=q"],
+            ["argoproj.io/v1alpha1/WorkflowTemplate"],
+            "helm install kueue",
+        ),
+        (["--set", "minio.enabled=true", "--set", "trial.gpus=2"], [], "additional properties 'gpus' not allowed"),
+        (["--set", "minio.enabled=true", "--set", "s3.endpoint=store:9000"], [], "does not match pattern"),
+    ],
+)
+def test_a_refused_installation_says_what_to_do(arguments: list[str], apis: list[str], words: str, helm: Helm) -> None:
+    known = [argument for api in apis for argument in ("--api-versions", api)]
+    answer = helm("template", "automonai", str(CHART), *arguments, *known)
+    assert answer.returncode != 0
+    assert words in answer.stderr
+
+
+def test_the_notes_name_the_datas_volume_and_end_with_the_next_command() -> None:
+    notes = (CHART / "templates" / "NOTES.txt").read_text()
+    assert "delete pvc data-" in notes
+    assert notes.rstrip().splitlines()[-1].lstrip().startswith("argo submit")
+
+
+def test_the_readme_lists_every_value_with_its_default() -> None:
+    table = dict(re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", (CHART / "README.md").read_text(), re.MULTILINE))
+    assert {name: json.loads(text) for name, text in table.items()} == dict(leaves(default_values()))
+
+
+def test_the_schema_knows_every_value_and_no_other() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    names = {name for name, _ in schema_leaves(schema)} - {"global"}
+    assert names == {name for name, _ in leaves(default_values())}
+    assert schema["additionalProperties"] is False
+
+
+def default_values() -> Object:
+    values: Object = yaml.safe_load((CHART / "values.yaml").read_text())
+    return values
+
+
+def leaves(values: Object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every value's dotted name and default; resources are one value."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value and key not in ("resources", "executorResources"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def schema_leaves(schema: Object, prefix: str = "") -> Iterator[tuple[str, Object]]:
+    for key, entry in schema["properties"].items():
+        if "properties" in entry and key not in ("resources", "executorResources"):
+            assert entry["additionalProperties"] is False, f"{prefix}{key}"
+            yield from schema_leaves(entry, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", entry
+
+
+def by_name(objects: list[Object]) -> dict[tuple[str, str], Object]:
+    return {(document["kind"], document["metadata"]["name"]): document for document in objects}
+
+
+def without_keys(document: Object) -> Object:
+    """Return the object with generated keys replaced: they differ each time."""
+    if document["kind"] != "Secret":
+        return document
+    return {**document, "data": dict.fromkeys(document["data"], "generated")}
+
+
+def job_template(objects: list[Object]) -> JobTemplate:
+    settings = next(d for d in objects if "job-template.yaml" in d.get("data", {}))
+    return JobTemplate.model_validate(yaml.safe_load(settings["data"]["job-template.yaml"]))
+
+
+def template_of(objects: list[Object], workflow: str, step: str) -> Object:
+    templates = by_name(objects)["WorkflowTemplate", workflow]["spec"]["templates"]
+    return next(template for template in templates if template["name"] == step)
+
+
+def parameters(objects: list[Object], workflow: str) -> dict[str, Object]:
+    arguments = by_name(objects)["WorkflowTemplate", workflow]["spec"]["arguments"]["parameters"]
+    return {parameter["name"]: parameter for parameter in arguments}
+
+
+def patch_of(objects: list[Object], workflow: str, step: str) -> Object:
+    patch: Object = json.loads(template_of(objects, workflow, step)["podSpecPatch"])
+    return patch
+
+
+def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
+    """Yield every pod's spec, those of workflow steps with Argo's own containers as the patch leaves them."""
+    for document in objects:
+        where, spec = f"{document['kind']} {document['metadata']['name']}", document.get("spec", {})
+        if document["kind"] == "Pod":
+            yield where, spec
+        elif document["kind"] in ("Job", "StatefulSet"):
+            yield where, spec["template"]["spec"]
+        elif document["kind"] == "CronJob":
+            yield where, spec["jobTemplate"]["spec"]["template"]["spec"]
+        elif document["kind"] == "WorkflowTemplate":
+            for template in (template for template in spec["templates"] if "container" in template):
+                yield f"{where} {template['name']}", _patched(spec, template)
+
+
+def _patched(spec: Object, template: Object) -> Object:
+    patch = json.loads(template["podSpecPatch"])
+    containers = {container["name"]: container for container in patch["containers"]}
+    containers["main"] = {**containers["main"], **template["container"]}
+    return {
+        "securityContext": spec["securityContext"],
+        "initContainers": patch["initContainers"],
+        "containers": list(containers.values()),
+        "volumes": [*template["volumes"], *patch["volumes"]],
+    }

@@ -1,0 +1,148 @@
+"""The Job of a run, as a golden file and rule by rule. AUTOMONAI_RENEW_GOLDEN=1 writes the golden file anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from automonai.domain.configuration import Configuration
+from automonai.domain.request import EnsembleRequest, Member, TrainRequest
+from automonai.domain.run import Purpose, Run
+from automonai.errors import SpecError
+from automonai.execution.jobs import (
+    JobTemplate,
+    StudyHandle,
+    Toleration,
+    WorkflowOwner,
+    job_manifest,
+    job_name,
+    load_template,
+    study_id,
+)
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "cluster"
+STUDY = StudyHandle(name="hippocampus", id="0123456789", location="s3://automonai/studies/hippocampus")
+OWNER = WorkflowOwner(name="hippocampus-x7k2p", uid="5f0c")
+FULL = JobTemplate(
+    image="registry.example/automonai-trainer@sha256:00",
+    image_pull_secrets=("registry",),
+    service_account="trial",
+    labels={"team": "radiology"},
+    annotations={"example.org/cost-centre": "7"},
+    requests={"cpu": "4", "memory": "16Gi"},
+    limits={"memory": "32Gi"},
+    gpus_per_run=2,
+    scratch="20Gi",
+    cache_claim="automonai-cache",
+    node_selector={"gpu": "a100"},
+    tolerations=(Toleration(key="spot", operator="Exists", effect="NoSchedule"),),
+    affinity={"nodeAffinity": {}},
+    priority_class="low",
+    runtime_class="nvidia",
+    kueue_queue="research",
+    env={"OMP_NUM_THREADS": "4"},
+    env_from_secrets=("automonai-s3",),
+    ca_secret="store-ca",
+    active_deadline_seconds=86400,
+)
+
+
+def request(trial: int = 7, attempt: int = 0, **run: object) -> TrainRequest:
+    return TrainRequest(
+        run=Run.model_validate({"trial": trial, "budget_epochs": 9, **run}),
+        configuration=Configuration(),
+        seed=1,
+        attempt=attempt,
+    )
+
+
+def manifest(template: JobTemplate, owner: WorkflowOwner | None = OWNER) -> dict[str, Any]:
+    return job_manifest(request(), template, study=STUDY, owner=owner)
+
+
+@pytest.mark.parametrize(("name", "template"), [("full", FULL), ("least", JobTemplate(image="trainer:1"))])
+def test_a_job_is_the_golden_file(name: str, template: JobTemplate) -> None:
+    path = GOLDEN / f"job-{name}.yaml"
+    made = manifest(template)
+    if os.environ.get("AUTOMONAI_RENEW_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(made, sort_keys=False))
+    assert made == yaml.safe_load(path.read_text())
+
+
+def test_a_name_is_the_same_for_the_same_study_run_and_attempt_and_for_nothing_else() -> None:
+    other = STUDY.model_copy(update={"id": "9876543210"})
+    requests = [request(), request(attempt=1), request(trial=8), request(fold=1), request(budget_epochs=27)]
+    requests.append(request(purpose=Purpose.REFIT))
+    names = [job_name(STUDY, one) for one in requests] + [job_name(other, request())]
+    assert len(set(names)) == len(names)
+    assert job_name(STUDY, request()) == names[0]
+    assert names[0].startswith("hippocampus-t0007-e0009-f0-a0-")
+
+
+def test_names_fit_whatever_the_study_is_called() -> None:
+    study = STUDY.model_copy(update={"name": "a" * 19 + "-" + "b" * 20})
+    member = Member(run_id="x", trial=0, fold=0, checkpoint="x")
+    ensemble = EnsembleRequest(candidates=(member,), attempt=12)
+    for one in (request(trial=123456, attempt=12, budget_epochs=10000), ensemble):
+        name = job_name(study, one)
+        assert len(name) <= 63
+        assert "--" not in name
+
+
+def test_a_study_begun_anew_has_another_id() -> None:
+    assert study_id("hippocampus", 1.0) == study_id("hippocampus", 1.0) != study_id("hippocampus", 2.0)
+
+
+def test_no_gpu_is_asked_for_on_a_cpu() -> None:
+    container = manifest(JobTemplate(image="trainer:1", gpus_per_run=0))["spec"]["template"]["spec"]["containers"][0]
+    assert container["resources"] == {}
+
+
+def test_kueue_labels_the_job_and_not_its_pod() -> None:
+    made = manifest(FULL)
+    label = "kueue.x-k8s.io/queue-name"
+    assert made["metadata"]["labels"][label] == "research"
+    assert label not in made["spec"]["template"]["metadata"]["labels"]
+
+
+def test_a_job_without_a_workflow_has_no_owner() -> None:
+    made = manifest(FULL, owner=None)
+    assert "ownerReferences" not in made["metadata"]
+    assert "workflows.argoproj.io/workflow" not in made["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (JobTemplate(image="x", gpus_per_run=0, limits={"memory": "2Gi"}), 2 * 2**30),
+        (JobTemplate(image="x", gpus_per_run=0, limits={"memory": "1.5G"}), 1_500_000_000),
+        (JobTemplate(image="x", gpus_per_run=0), None),
+        (JobTemplate(image="x", gpu_memory_gib=40, limits={"memory": "2Gi"}), 40 * 2**30),
+        (JobTemplate(image="x", limits={"memory": "2Gi"}), None),
+    ],
+)
+def test_a_run_may_use_the_memory_of_its_gpu_else_of_its_container(template: JobTemplate, expected: int | None) -> None:
+    assert template.memory_bytes == expected
+
+
+def test_a_faulty_template_names_its_file_and_field(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("image: trainer:1\ngpus_per_run: -1\n")
+    with pytest.raises(SpecError, match=r"job\.yaml: the job template is invalid: gpus_per_run"):
+        load_template(path)
+    path.write_text("image: [")
+    with pytest.raises(SpecError, match="not valid YAML"):
+        load_template(path)
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_template(tmp_path / "missing.yaml")
+
+
+def test_a_template_round_trips_through_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(FULL.model_dump(mode="json")))
+    assert load_template(path) == FULL

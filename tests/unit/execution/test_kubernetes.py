@@ -1,0 +1,422 @@
+"""The Kubernetes executor over a fake API: what becomes of Jobs, watches and an API that goes away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
+from fake_cluster import FakeCluster
+
+from automonai.domain.configuration import Configuration
+from automonai.domain.request import TrainRequest
+from automonai.domain.run import FailureReason, Result, Run, RunState
+from automonai.errors import ClusterError
+from automonai.execution.endings import Cause
+from automonai.execution.executor import Report
+from automonai.execution.jobs import JobTemplate, StudyHandle, WorkflowOwner
+from automonai.execution.kubernetes import KubernetesExecutor
+from automonai.storage import keys
+from automonai.storage.memory import MemoryStore
+
+STUDY = StudyHandle(name="test", id="0123456789", location="s3://bucket/studies/test")
+TEMPLATE = JobTemplate(image="trainer:1", max_disruptions=2, pending_seconds=60, image_seconds=20)
+
+
+def request(trial: int = 1, attempt: int = 0) -> TrainRequest:
+    run = Run(trial=trial, budget_epochs=1)
+    return TrainRequest(run=run, configuration=Configuration(), seed=1, attempt=attempt)
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Bench:
+    cluster: FakeCluster
+    store: MemoryStore
+    clock: Clock
+    made: list[KubernetesExecutor]
+
+    def executor(self, slots: int = 2) -> KubernetesExecutor:
+        owner = WorkflowOwner(name="study-abc", uid="u-1")
+        self.made.append(
+            KubernetesExecutor(
+                self.cluster.api(),
+                self.store,
+                study=STUDY,
+                template=TEMPLATE,
+                slots=slots,
+                owner=owner,
+                clock=self.clock,
+            )
+        )
+        return self.made[-1]
+
+    def start(self, executor: KubernetesExecutor, trial: int = 1) -> str:
+        """Submit a run and start its pod, the watches being open."""
+        executor.submit(request(trial))
+        eventually(lambda: self.cluster.count("GET", "watch=true") >= 2)
+        return self.cluster.start_pod(list(self.cluster.objects["jobs"].values())[-1])
+
+    def finish(self, run: TrainRequest, state: RunState = RunState.COMPLETE) -> None:
+        reason = FailureReason.OUT_OF_MEMORY if state is RunState.FAILED else None
+        result = Result(run_id=run.run_id, state=state, loss=0.5, reason=reason)
+        self.store.put(keys.result(run.run_id), result.model_dump_json().encode())
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    cluster = FakeCluster()
+    cluster.start()
+    bench = Bench(cluster, MemoryStore(), Clock(), [])
+    yield bench
+    for executor in bench.made:
+        executor.close()
+    cluster.stop()
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def lost(executor: KubernetesExecutor) -> str:
+    """Return why the only run is lost."""
+    reports = executor.poll(5.0)
+    assert len(reports) == 1
+    assert reports[0].lost is not None
+    return reports[0].lost
+
+
+def settle(executor: KubernetesExecutor) -> list[Report]:
+    """Let the watches' news arrive."""
+    time.sleep(0.1)
+    return executor.poll(0.0)
+
+
+def test_the_store_decides_what_a_run_came_to(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    pod = bench.cluster.start_pod(bench.cluster.only_job())
+    assert settle(executor) == []
+    bench.finish(request(), RunState.FAILED)
+    bench.cluster.end_pod(pod, 66)
+    assert executor.poll(5.0) == [Report(run_id=request().run_id)]
+    assert not executor.counts
+
+
+def test_an_answer_counts_as_soon_as_the_pod_has_ended(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    pod = bench.cluster.start_pod(bench.cluster.only_job())
+    bench.finish(request())
+    bench.cluster._end_container(pod, 0, "Completed", phase="Succeeded")
+    assert executor.poll(5.0) == [Report(run_id=request().run_id)]
+
+
+def test_one_run_costs_few_requests(bench: Bench) -> None:
+    executor = bench.executor()
+    for trial in range(10):
+        executor.submit(request(trial))
+        pod = bench.cluster.start_pod(next(reversed(bench.cluster.objects["jobs"].values())))
+        bench.finish(request(trial))
+        bench.cluster.end_pod(pod, 0)
+        assert len(executor.poll(5.0)) == 1
+    # A Job each; two lists and two watches; and perhaps a look for the first Job, which the first list may lack.
+    assert len(bench.cluster.requests) <= 10 + 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason", "cause", "words"),
+    [
+        (137, "OOMKilled", Cause.OUT_OF_MEMORY, "out of memory"),
+        (137, "Error", Cause.CRASH, "SIGKILL"),
+        (3, "Error", Cause.CRASH, "exit code 3"),
+        (0, "Completed", Cause.CRASH, "without a result"),
+    ],
+)
+def test_a_pod_that_leaves_no_answer_is_lost_with_its_cause(
+    bench: Bench, exit_code: int, reason: str, cause: Cause, words: str
+) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    bench.cluster.end_pod(bench.cluster.start_pod(bench.cluster.only_job()), exit_code, reason)
+    assert words in lost(executor)
+    assert executor.counts == {cause: 1}
+    assert executor.free_slots() == 2
+
+
+def test_a_deadline_is_told_apart(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    bench.cluster.end_job(bench.cluster.only_job(), "Failed", "DeadlineExceeded")
+    assert "activeDeadlineSeconds" in lost(executor)
+    assert executor.counts == {Cause.DEADLINE: 1}
+
+
+def test_disruptions_are_counted_and_made_up_for_until_there_are_too_many(bench: Bench) -> None:
+    executor = bench.executor()
+    bench.start(executor)
+    for count in (1, 2):
+        bench.cluster.disrupt(next(iter(bench.cluster.objects["pods"])))
+        eventually(lambda count=count: executor.poll(0.0) == [] and executor.counts == {Cause.DISRUPTION: count})
+    bench.cluster.disrupt(next(iter(bench.cluster.objects["pods"])))
+    assert "disrupted 3 times, the last time by EvictionByEvictionAPI" in lost(executor)
+    assert executor.counts == {Cause.DISRUPTION: 3}
+    assert bench.cluster.objects["jobs"] == {}
+
+
+def test_a_lost_node_is_told_from_an_eviction(bench: Bench) -> None:
+    executor = bench.executor()
+    bench.start(executor)
+    for _ in range(3):
+        bench.cluster.disrupt(next(iter(bench.cluster.objects["pods"])), "DeletionByTaintManager")
+    assert "node was lost" in lost(executor)
+    assert executor.counts == {Cause.NODE_LOST: 3}
+
+
+def test_a_pod_that_never_leaves_is_on_a_lost_node(bench: Bench) -> None:
+    executor = bench.executor()
+    pod = bench.start(executor)
+    leaving = bench.cluster.objects["pods"][pod]
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    bench.cluster.put("pods", leaving)
+    settle(executor)
+    bench.clock.now = 299
+    assert settle(executor) == []
+    bench.clock.now = 301
+    assert "its node is lost" in lost(executor)
+    assert executor.counts == {Cause.NODE_LOST: 1}
+
+
+def test_a_lost_run_is_told_only_when_its_last_pod_is_gone(bench: Bench) -> None:
+    executor = bench.executor()
+    pod = bench.start(executor)
+    settle(executor)
+    with bench.cluster._changed:
+        name = next(iter(bench.cluster.objects["jobs"]))
+        kept = bench.cluster.objects["pods"].pop(pod)
+        bench.cluster.delete("jobs", name)
+        bench.cluster.objects["pods"][pod] = kept
+    assert settle(executor) == []
+    bench.cluster.delete("pods", pod)
+    assert "deleted by somebody" in lost(executor)
+
+
+def test_an_impossible_image_is_lost_after_its_patience_and_its_job_is_deleted(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    state = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image: trainer:1"}}
+    status = {"containerStatuses": [{"name": "main", "state": state}]}
+    bench.cluster.start_pod(bench.cluster.only_job(), phase="Pending", status=status)
+    assert settle(executor) == []
+    bench.clock.now = 21
+    assert "ImagePullBackOff: no such image: trainer:1" in lost(executor)
+    assert executor.counts == {Cause.IMAGE: 1}
+    assert bench.cluster.objects["jobs"] == {}
+
+
+def test_a_pod_that_no_node_takes_is_lost_after_its_patience(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/8 nodes: no gpu"}
+    bench.cluster.start_pod(bench.cluster.only_job(), phase="Pending", status={"conditions": [condition]})
+    settle(executor)
+    bench.clock.now = 59
+    assert settle(executor) == []
+    bench.clock.now = 61
+    assert "no node took its pod for 60 s: 0/8 nodes: no gpu" in lost(executor)
+    assert executor.counts == {Cause.UNSCHEDULABLE: 1}
+
+
+def test_a_full_quota_is_waited_for_then_told(bench: Bench) -> None:
+    bench.cluster.refuse_jobs = (403, 'jobs "x" is forbidden: exceeded quota: gpus')
+    executor = bench.executor()
+    executor.submit(request(1))
+    executor.submit(request(2))
+    assert settle(executor) == []
+    bench.cluster.refuse_jobs = None
+    bench.clock.now = 10
+    settle(executor)
+    assert len(bench.cluster.objects["jobs"]) == 2
+    bench.cluster.refuse_jobs = (403, 'jobs "x" is forbidden: exceeded quota: gpus')
+    executor.cancel(request(1).run_id)
+    executor.cancel(request(2).run_id)
+    executor.submit(request(3))
+    bench.clock.now = 71
+    assert "exceeded quota: gpus" in lost(executor)
+    assert executor.counts == {Cause.QUOTA: 1}
+
+
+def test_a_job_without_pods_tells_of_quota_too(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    settle(executor)
+    bench.clock.now = 61
+    assert "quota" in lost(executor)
+
+
+def test_kueue_may_hold_a_job_back_for_as_long_as_it_likes(bench: Bench) -> None:
+    bench.cluster.on_job = lambda job: job["spec"].update(suspend=True) or bench.cluster.put("jobs", job)
+    executor = bench.executor()
+    executor.submit(request())
+    settle(executor)
+    bench.clock.now = 10_000
+    assert settle(executor) == []
+
+
+def test_a_refusal_that_waiting_cannot_mend_is_raised(bench: Bench) -> None:
+    bench.cluster.refuse_jobs = (403, "User system:serviceaccount:x cannot create resource jobs")
+    with pytest.raises(ClusterError, match="cannot create resource jobs"):
+        bench.executor().submit(request())
+
+
+def test_a_job_that_somebody_deletes_is_lost(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    bench.cluster.start_pod(bench.cluster.only_job())
+    settle(executor)
+    bench.cluster.delete("jobs", next(iter(bench.cluster.objects["jobs"])))
+    assert "deleted by somebody" in lost(executor)
+
+
+def test_a_successor_adopts_running_jobs_and_hears_of_their_end(bench: Bench) -> None:
+    first = bench.executor()
+    first.submit(request())
+    pod = bench.cluster.start_pod(bench.cluster.only_job())
+    first.close()
+    second = bench.executor()
+    second.submit(request())
+    assert len(bench.cluster.objects["jobs"]) == 1
+    bench.finish(request())
+    bench.cluster.end_pod(pod, 0)
+    assert second.poll(5.0) == [Report(run_id=request().run_id)]
+
+
+def test_a_successor_learns_of_a_loss_that_happened_while_nobody_watched(bench: Bench) -> None:
+    first = bench.executor()
+    first.submit(request())
+    first.close()
+    bench.cluster.end_pod(bench.cluster.start_pod(bench.cluster.only_job()), 137, "OOMKilled")
+    second = bench.executor()
+    second.submit(request())
+    assert "out of memory" in lost(second)
+
+
+def test_the_next_attempt_is_another_job(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    bench.cluster.end_pod(bench.cluster.start_pod(bench.cluster.only_job()), 3)
+    lost(executor)
+    executor.submit(request(attempt=1))
+    assert len(bench.cluster.objects["jobs"]) == 2
+    assert settle(executor) == []
+
+
+def test_a_job_of_that_name_that_is_being_deleted_makes_room_first(bench: Bench) -> None:
+    first = bench.executor()
+    first.submit(request())
+    first.close()
+    old = bench.cluster.only_job()
+    old["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    second = bench.executor()
+    second.submit(request())
+    assert settle(second) == []
+    bench.cluster.delete("jobs", old["metadata"]["name"])
+    bench.clock.now = 30
+    assert settle(second) == []
+    assert bench.cluster.only_job()["metadata"]["uid"] != old["metadata"]["uid"]
+    assert settle(second) == []
+
+
+def test_watches_go_on_after_410_gone_by_one_list_each(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    pod = bench.cluster.start_pod(bench.cluster.only_job())
+    settle(executor)
+    bench.finish(request())
+    bench.cluster.end_pod(pod, 0)
+    executor.poll(5.0)
+    bench.cluster.break_watches()
+    eventually(lambda: executor.relists == 4)
+    executor.submit(request(2))
+    pod = bench.cluster.start_pod(bench.cluster.objects["jobs"][list(bench.cluster.objects["jobs"])[-1]])
+    bench.finish(request(2))
+    bench.cluster.end_pod(pod, 0)
+    assert executor.poll(5.0) == [Report(run_id=request(2).run_id)]
+
+
+def test_a_job_that_vanished_unseen_is_found_out_by_the_list(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    settle(executor)
+    with bench.cluster._changed:
+        bench.cluster.objects["jobs"].clear()
+        bench.cluster.break_watches()
+    assert "deleted" in lost(executor)
+
+
+def test_an_api_that_is_away_loses_nothing(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request(1))
+    pod = bench.cluster.start_pod(bench.cluster.only_job())
+    settle(executor)
+    bench.cluster.stop()
+    executor.submit(request(2))
+    assert executor.poll(0.1) == []
+    bench.finish(request(1))
+    bench.cluster.end_pod(pod, 0)
+    bench.cluster.start()
+    bench.clock.now = 30
+    assert executor.poll(10.0) == [Report(run_id=request(1).run_id)]
+    eventually(lambda: executor.poll(0.1) == [] and len(bench.cluster.objects["jobs"]) == 2)
+
+
+def test_the_log_of_a_pod_that_left_no_answer_is_kept(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    pod = bench.cluster.start_pod(bench.cluster.only_job())
+    bench.cluster.logs[pod] = "the last words\n"
+    bench.cluster.end_pod(pod, 137)
+    lost(executor)
+    assert bench.store.get(keys.log(request().run_id)) == b"the last words\n"
+
+
+def test_close_leaves_jobs_to_a_successor_and_delete_all_does_not(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    executor.close()
+    assert len(bench.cluster.objects["jobs"]) == 1
+    executor = bench.executor()
+    executor.submit(request())
+    executor.delete_all()
+    assert bench.cluster.objects["jobs"] == {}
+
+
+def test_cancelling_deletes_the_job(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    executor.cancel(request().run_id)
+    assert bench.cluster.objects["jobs"] == {}
+    assert executor.free_slots() == 2
+    assert settle(executor) == []
+
+
+def test_jobs_of_another_study_are_left_alone(bench: Bench) -> None:
+    other = {"metadata": {"name": "other", "labels": {"automonai/run": request().run_id}}, "spec": {}}
+    bench.cluster.put("jobs", other)
+    executor = bench.executor()
+    executor.submit(request())
+    bench.cluster.delete("jobs", "other")
+    assert settle(executor) == []

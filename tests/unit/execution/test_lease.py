@@ -1,0 +1,159 @@
+"""A study's Lease over a fake API: one controller at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
+from fake_cluster import FakeCluster
+
+from automonai.errors import StudyLockedError
+from automonai.execution import lease as lease_module
+from automonai.execution.lease import _acquire, lease_name, leased, workflow_of
+
+
+@dataclass
+class Clock:
+    """Time that passes only while somebody sleeps; meanwhile something may happen."""
+
+    now: float = 0.0
+    on_sleep: object = None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if callable(self.on_sleep):
+            self.on_sleep()
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    fake = FakeCluster()
+    fake.start()
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.02)
+
+
+def holder(cluster: FakeCluster) -> str:
+    return cluster.objects["leases"][lease_name("brain")]["spec"]["holderIdentity"]
+
+
+def renew(cluster: FakeCluster) -> None:
+    cluster.put("leases", dict(cluster.objects["leases"][lease_name("brain")]))
+
+
+def acquire(cluster: FakeCluster, clock: Clock, identity: str = "second") -> None:
+    _acquire(cluster.api(), "brain", identity=identity, workflow=None, sleep=clock.sleep, clock=clock)
+
+
+def until(condition: object) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_lease_is_made_held_and_given_back(cluster: FakeCluster) -> None:
+    with leased(cluster.api(), "brain", identity="first", workflow="brain-abc") as lease:
+        assert holder(cluster) == "first"
+        assert not lease.is_lost()
+        assert workflow_of(cluster.api(), "brain") == "brain-abc"
+    assert holder(cluster) == ""
+    assert workflow_of(cluster.api(), "brain") is None
+
+
+def test_a_lease_that_was_given_back_is_taken_at_once(cluster: FakeCluster) -> None:
+    with leased(cluster.api(), "brain", identity="first"):
+        pass
+    clock = Clock()
+    acquire(cluster, clock)
+    assert clock.now == 0
+    assert holder(cluster) == "second"
+
+
+def test_a_second_controller_is_told_who_has_the_study(cluster: FakeCluster) -> None:
+    with leased(cluster.api(), "brain", identity="first", workflow="brain-abc"):
+        clock = Clock(on_sleep=lambda: renew(cluster))
+        with pytest.raises(StudyLockedError, match="controller first of workflow brain-abc"):
+            acquire(cluster, clock)
+        assert clock.now <= 5
+
+
+def test_a_dead_holders_lease_is_taken_after_its_length(cluster: FakeCluster) -> None:
+    acquire(cluster, Clock(), identity="dead")
+    clock = Clock()
+    acquire(cluster, clock)
+    assert 15 <= clock.now <= 17
+    assert holder(cluster) == "second"
+
+
+def test_an_api_that_is_away_at_the_start_is_waited_for(cluster: FakeCluster) -> None:
+    clock = Clock()
+    api = cluster.api()
+    cluster.stop()
+    clock.on_sleep = lambda: cluster.start() if clock.now == 3 else None
+    _acquire(api, "brain", identity="first", workflow=None, sleep=clock.sleep, clock=clock)
+    assert holder(cluster) == "first"
+
+
+def test_of_two_that_wait_for_a_dead_holder_one_gets_it(cluster: FakeCluster) -> None:
+    acquire(cluster, Clock(), identity="dead")
+    clock = Clock()
+
+    def third_is_faster() -> None:
+        if clock.now == 15:
+            taken = dict(cluster.objects["leases"][lease_name("brain")])
+            taken["spec"] = {**taken["spec"], "holderIdentity": "third"}
+            cluster.put("leases", taken)
+
+    clock.on_sleep = third_is_faster
+    with pytest.raises(StudyLockedError, match="controller third"):
+        acquire(cluster, clock)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_held_lease_is_renewed(cluster: FakeCluster) -> None:
+    with leased(cluster.api(), "brain", identity="first") as lease:
+        until(lambda: cluster.count("PUT", "leases") >= 3)
+        assert not lease.is_lost()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_lease_that_another_took_is_lost_and_not_given_back(cluster: FakeCluster) -> None:
+    with leased(cluster.api(), "brain", identity="first") as lease:
+        taken = dict(cluster.objects["leases"][lease_name("brain")])
+        taken["spec"] = {**taken["spec"], "holderIdentity": "second"}
+        cluster.put("leases", taken)
+        until(lease.is_lost)
+    assert holder(cluster) == "second"
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_api_that_is_away_for_a_while_does_not_lose_a_lease(cluster: FakeCluster) -> None:
+    with leased(cluster.api(), "brain", identity="first") as lease:
+        cluster.stop()
+        time.sleep(0.2)
+        assert not lease.is_lost()
+        cluster.start()
+        before = cluster.count("PUT", "leases")
+        until(lambda: cluster.count("PUT", "leases") > before)
+        assert not lease.is_lost()
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_api_that_is_away_for_long_loses_it(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "UNREACHABLE_SECONDS", 0.1)
+    with leased(cluster.api(), "brain", identity="first") as lease:
+        cluster.stop()
+        until(lease.is_lost)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from automonai.cluster_steps import StudyParameters
+from automonai.spec import SamplerName
+from pipelines import predict_template, study_template, study_workflow, train_template
+from pipelines.__main__ import documents
+from pipelines.cron import nightly_study
+
+Template = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def study() -> Template:
+    template: Template = study_template().to_dict()
+    return template
+
+
+def steps(template: Template) -> dict[str, Template]:
+    return {entry["name"]: entry for entry in template["spec"]["templates"] if "container" in entry}
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_what_is_written_is_what_hera_makes(path: Path) -> None:
+    assert path.read_text() == documents()[path], "stale: run 'python -m pipelines'"
+
+
+def test_the_form_has_the_parameters_of_the_contract(study: Template) -> None:
+    parameters = study["spec"]["arguments"]["parameters"]
+    assert study["metadata"]["name"] == "automonai-study"
+    assert [parameter["name"] for parameter in parameters] == [
+        "dataset", "name", "budget", "sampler", "parallel-runs", "gpus-per-run", "spec",
+    ]  # fmt: skip
+    assert all(parameter["description"] and "value" in parameter for parameter in parameters)
+
+
+def test_the_form_offers_every_sampler(study: Template) -> None:
+    sampler = next(entry for entry in study["spec"]["arguments"]["parameters"] if entry["name"] == "sampler")
+    assert sampler["enum"] == [name.value for name in SamplerName]
+    assert sampler["value"] in sampler["enum"]
+
+
+def test_every_parameter_of_the_form_is_one_that_the_steps_read(study: Template) -> None:
+    names = {parameter["name"].replace("-", "_") for parameter in study["spec"]["arguments"]["parameters"]}
+    assert names == set(StudyParameters.model_fields)
+
+
+def test_the_steps_come_one_after_the_other_and_the_exit_step_always(study: Template) -> None:
+    entry = next(entry for entry in study["spec"]["templates"] if entry["name"] == study["spec"]["entrypoint"])
+    assert [[step["name"] for step in group] for group in entry["steps"]] == [["check"], ["search"], ["report"]]
+    assert study["spec"]["onExit"] == "finish"
+
+
+def test_only_the_steps_that_touch_jobs_run_as_the_controller(study: Template) -> None:
+    accounts = {name: entry["serviceAccountName"] for name, entry in steps(study).items()}
+    assert accounts == {
+        "check": "@@stepAccount@@",
+        "search": "@@controllerAccount@@",
+        "report": "@@stepAccount@@",
+        "finish": "@@controllerAccount@@",
+    }
+
+
+def test_a_search_is_repeated_after_a_disruption_only(study: Template) -> None:
+    retry = steps(study)["search"]["retryStrategy"]
+    assert retry["retryPolicy"] == "Always"
+    assert retry["expression"] == "lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in [137, 143]"
+
+
+def test_one_study_has_one_workflow_at_a_time(study: Template) -> None:
+    assert study["spec"]["synchronization"] == {"mutexes": [{"name": "automonai-study-{{workflow.parameters.name}}"}]}
+
+
+def test_the_report_is_an_html_artifact_that_the_ui_shows(study: Template) -> None:
+    (artifact,) = steps(study)["report"]["outputs"]["artifacts"]
+    assert artifact["archive"] == {"none": {}}
+    assert artifact["s3"]["key"].endswith(".html")
+
+
+@pytest.mark.parametrize("make", [study_template, predict_template, train_template])
+def test_a_mark_is_a_whole_scalar(make: Any) -> None:
+    text = yaml.safe_dump(make().to_dict())
+    assert re.findall(r"@@\w+@@", text) == re.findall(r"(?<=')@@\w+@@(?=')", text)
+
+
+@pytest.mark.parametrize("make", [study_template, predict_template, train_template])
+def test_every_mark_is_one_that_the_chart_replaces(make: Any) -> None:
+    chart = (Path(__file__).parents[3] / "charts" / "automonai" / "templates" / "_helpers.tpl").read_text()
+    for mark in set(re.findall(r"@@(\w+)@@", yaml.safe_dump(make().to_dict()))):
+        assert f'"{mark}" ' in chart
+
+
+@pytest.mark.parametrize("make", [predict_template, train_template])
+def test_gpu_pods_run_the_trainer(make: Any) -> None:
+    (step,) = steps(make().to_dict()).values()
+    assert step["container"]["image"] == "@@trainerImage@@"
+    assert step["podSpecPatch"] == "@@trialPodPatch@@"
+
+
+def test_a_submitted_study_states_nothing_but_the_templates_parameters() -> None:
+    workflow = study_workflow(name="hippocampus", spec="name: hippocampus\n").to_dict()
+    assert workflow["spec"] == {
+        "arguments": {
+            "parameters": [
+                {"name": "name", "value": "hippocampus"},
+                {"name": "spec", "value": "name: hippocampus\n"},
+            ]
+        },
+        "workflowTemplateRef": {"name": "automonai-study"},
+    }
+
+
+def test_the_nightly_example_passes_parameters_that_the_template_has(study: Template) -> None:
+    known = {parameter["name"] for parameter in study["spec"]["arguments"]["parameters"]}
+    passed = nightly_study().to_dict()["spec"]["workflowSpec"]["arguments"]["parameters"]
+    assert {parameter["name"] for parameter in passed} <= known

@@ -1,0 +1,69 @@
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from studies import make_spec
+
+from automonai import cluster_steps
+from automonai.cli import main
+from automonai.parameters import StudyParameters
+
+
+@pytest.fixture
+def spec_file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(make_spec(iterations=2).model_dump(mode="json")))
+    return path
+
+
+def test_a_step_gets_the_form_as_it_was_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[StudyParameters] = []
+
+    def search(parameters: StudyParameters, *, watch: object) -> int:
+        seen.append(parameters)
+        return 143
+
+    monkeypatch.setattr(cluster_steps, "search", search)
+    form = [
+        "--dataset=s3://b/datasets/d",
+        "--name=n",
+        "--budget=3 iterations",
+        "--parallel-runs=4",
+        "--gpus-per-run=",
+        "--spec=",
+    ]
+    assert main(["step", "search", *form]) == 143
+    assert seen == [StudyParameters(dataset="s3://b/datasets/d", name="n", budget="3 iterations", parallel_runs="4")]
+
+
+def test_a_faulty_parameter_ends_the_check_with_code_2_and_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOMONAI_STORE", "s3://bucket")
+    assert main(["step", "check", "--name=n", "--dataset=s3://b/d", "--budget=much"]) == 2
+    assert "budget 'much'" in capsys.readouterr().err
+
+
+def test_a_rendered_workflow_refers_to_the_template_and_carries_the_spec(
+    spec_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hera", reason="needs the extra automonai[cluster]")
+    assert main(["workflow", "render", str(spec_file), "--set", "search.seed=5"]) == 0
+    workflow = yaml.safe_load(capsys.readouterr().out)
+    assert workflow["spec"]["workflowTemplateRef"] == {"name": "automonai-study"}
+    parameters = {entry["name"]: entry["value"] for entry in workflow["spec"]["arguments"]["parameters"]}
+    assert yaml.safe_load(parameters["spec"])["search"]["seed"] == 5
+
+
+def test_without_hera_the_missing_extra_is_named(
+    spec_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pipelines", None)
+    assert main(["workflow", "render", str(spec_file)]) == 2
+    assert "automonai[cluster]" in capsys.readouterr().err
+
+
+def test_the_log_of_an_unknown_run_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", str(tmp_path), "trial-0001-epochs-0001-fold-0"]) == 2
+    assert "has no log" in capsys.readouterr().err
