@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 FOLDERS = ("tests", "__pycache__")
-SUFFIXES = (".c", ".cpp", ".pyx", ".pxd", ".pxi", ".a")
+SUFFIXES = (".c", ".cpp", ".h", ".pyx", ".pxd", ".pxi", ".pyi", ".a", ".csv")
 PARTS = (
     "kubernetes/aio",
     "matplotlib/mpl-data/fonts/afm",
