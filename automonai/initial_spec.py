@@ -129,7 +129,7 @@ def _space(fingerprint: Fingerprint, standard: Configuration, *, searched: int) 
     """Return the default space without what cannot matter, be paid for or be modelled here."""
     space: dict[str, SpaceEntry] = dict(DEFAULT_SPACE)
     space["depth"] = IntegerRange(type="integer", low=2, high=max(3, _deepest(fingerprint)))
-    affordable = tuple(n for n in (8, 16, 32, 64, 128) if n <= 4 * standard.channels)
+    affordable = tuple(n for n in (8, 16, 32, 64, 128) if n**2 <= COST_CAP * standard.channels**2)
     space["channels"] = Ordered(type="ordinal", values=affordable)
     if standard.foreground_oversampling:
         space["foreground_oversampling"] = standard.foreground_oversampling

@@ -21,8 +21,9 @@ def pictures_section(summary: Summary, store: Store) -> str:
     if not cases:
         return section("worst", title, notice(_why_none(summary)))
     text = (
-        "The test cases on which the ensemble does worst, worst first: image, reference and prediction in the slice "
-        "that tells most. Look for a pattern: one scanner, one pathology, or a questionable reference."
+        "The test cases on which the ensemble does worst, worst first, in the slice that tells most: the reference is "
+        "the solid blue outline, the prediction the dashed orange one. Look for a pattern: one scanner, one pathology, "
+        "or a questionable reference."
     )
     shown = "".join(_picture(case, store) for case in cases)
     return section("worst", title, paragraph(text), f'<div class="pictures">{shown}</div>')
