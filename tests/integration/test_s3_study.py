@@ -55,8 +55,11 @@ def run_small_study(store: Store) -> None:
     studies.Bench(spec, store=store).run()
 
 
-def through_an_outage(minio: MinioServer, work: Callable[[], None], *, after_seconds: float = 0.0) -> None:
-    """Do the work while the server is killed and, after a while, started again on the same data."""
+def through_an_outage(minio: MinioServer, work: Callable[[], None], *, once_there_is: str) -> None:
+    """Do the work while the server is killed and, after a while, started again on the same data.
+
+    It is killed as soon as a path of that pattern is in its folder: the work has begun then, and has not ended.
+    """
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -67,7 +70,9 @@ def through_an_outage(minio: MinioServer, work: Callable[[], None], *, after_sec
 
     worker = threading.Thread(target=run)
     worker.start()
-    time.sleep(after_seconds)
+    deadline = time.monotonic() + 20
+    while not any(minio.folder.glob(once_there_is)) and time.monotonic() < deadline:
+        time.sleep(0.002)
     minio.stop()
     time.sleep(OUTAGE_SECONDS)
     assert worker.is_alive()
@@ -201,7 +206,7 @@ def test_runs_of_this_machine_work_over_a_bucket(minio: MinioServer, tmp_path: P
 def test_a_journal_survives_an_outage_of_its_server_without_a_gap(minio: MinioServer) -> None:
     store = open_store(LOCATION)
     spec = studies.make_spec(iterations=3)
-    through_an_outage(minio, lambda: studies.Bench(spec, store=store).run() and None, after_seconds=0.3)
+    through_an_outage(minio, lambda: studies.Bench(spec, store=store).run() and None, once_there_is="**/00000006.json")
     undisturbed = studies.Bench(spec)
     undisturbed.run()
     assert Journal(store).read()[2:] == Journal(undisturbed.store).read()[2:]  # without start and process
@@ -210,8 +215,8 @@ def test_a_journal_survives_an_outage_of_its_server_without_a_gap(minio: MinioSe
 @pytest.mark.slow
 def test_a_large_upload_survives_an_outage_and_is_whole(minio: MinioServer, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    source.write_bytes(bytes(range(256)) * (8 * PART_BYTES // 256))
+    source.write_bytes(bytes(range(256)) * (16 * PART_BYTES // 256))
     store = open_store(LOCATION)
-    through_an_outage(minio, lambda: store.upload(source, "large"), after_seconds=0.4)
+    through_an_outage(minio, lambda: store.upload(source, "large"), once_there_is=".minio.sys/multipart/*/*/*")
     store.download("large", tmp_path / "copy")
     assert hashlib.sha256((tmp_path / "copy").read_bytes()).digest() == hashlib.sha256(source.read_bytes()).digest()

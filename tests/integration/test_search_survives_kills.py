@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -79,17 +78,10 @@ def workers_of(controller: subprocess.Popen[bytes]) -> list[int]:
     return [int(child) for child in children.read_text().split()] if children.exists() else []
 
 
-def finish_by_killing(spec: Path, kill, *, kills: int, seed: int) -> None:  # type: ignore[no-untyped-def]
-    draw = random.Random(seed)
-    for _ in range(kills):
-        controller = start(spec)
-        time.sleep(draw.uniform(3.0, 9.0))
-        kill(controller)
-        controller.kill()
-        controller.communicate()
-    controller = start(spec)
-    output, _ = controller.communicate(timeout=280)
-    assert controller.returncode == 0, output.decode()
+def wait_for_events(controller: subprocess.Popen[bytes], count: int) -> bool:
+    """Read that many of the controller's lines; False if it ended before."""
+    assert controller.stdout is not None
+    return all(controller.stdout.readline() for _ in range(count))
 
 
 @pytest.mark.slow
@@ -97,8 +89,15 @@ def finish_by_killing(spec: Path, kill, *, kills: int, seed: int) -> None:  # ty
 def test_a_controller_killed_again_and_again_ends_with_the_undisturbed_study(
     dataset: Path, undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
-    spec = write_spec(tmp_path, dataset)
-    finish_by_killing(spec, lambda controller: os.kill(controller.pid, signal.SIGKILL), kills=4, seed=1)
+    spec, draw = write_spec(tmp_path, dataset), random.Random(1)
+    for _ in range(4):
+        controller = start(spec)
+        assert wait_for_events(controller, draw.randint(3, 6))
+        controller.kill()
+        controller.communicate()
+    controller = start(spec)
+    output, _ = controller.communicate(timeout=280)
+    assert controller.returncode == 0, output.decode()
     assert story(tmp_path / "kill") == undisturbed
 
 
@@ -109,8 +108,8 @@ def test_workers_killed_in_mid_run_are_replaced_and_their_runs_end_alike(
 ) -> None:
     spec, draw, killed = write_spec(tmp_path, dataset), random.Random(2), 0
     controller = start(spec)
-    while controller.poll() is None and killed < 4:
-        time.sleep(draw.uniform(3.0, 6.0))
+    for _ in range(3):
+        assert wait_for_events(controller, draw.randint(4, 6))
         for worker in workers_of(controller):
             os.kill(worker, signal.SIGKILL)
             killed += 1
@@ -125,10 +124,10 @@ def test_workers_killed_in_mid_run_are_replaced_and_their_runs_end_alike(
 def test_ctrl_c_leaves_a_study_that_goes_on(dataset: Path, undisturbed: dict[str, object], tmp_path: Path) -> None:
     spec = write_spec(tmp_path, dataset)
     controller = start(spec)
-    time.sleep(8)
+    assert wait_for_events(controller, 6)
     os.kill(controller.pid, signal.SIGINT)
     output, _ = controller.communicate(timeout=60)
-    assert controller.returncode == 130
+    assert controller.returncode == 130, output.decode()
     assert re.search(rb"automonai search", output)
     controller = start(spec)
     controller.communicate(timeout=280)
