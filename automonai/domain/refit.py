@@ -66,8 +66,7 @@ def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: in
     """
     if study.spec.budget.time is None or study.refit is None:
         return None
-    started = {record.run.id for record in study.runs.values() if record.state.is_final}
-    waiting = [other for other in study.refit.runs if other.id not in started]
+    waiting = [other for other in study.refit.runs if not study.is_final(other.id)]
     running = [other for other in waiting if other.id in study.runs and other.id != run.id]
     slots = study.spec.execution.max_parallel_runs
     waves = -(-max(1, len(waiting) - len(running)) // slots)
