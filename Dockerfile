@@ -27,7 +27,7 @@ RUN tools/bin/python -m pip install --no-cache-dir --no-compile --no-deps --no-b
     && cd / && PYTHONPATH=/opt/automonai/packages MPLCONFIGDIR=/tmp python /build/images/warm.py /opt/automonai/packages \
         --without torch --without monai \
         automonai.cli automonai.api automonai.cluster_cli automonai.cluster_steps automonai.terminal automonai.watching \
-        automonai.storage.s3 automonai.storage.datasets automonai.execution.kubernetes automonai.search.bohb \
+        pythonjsonlogger.json automonai.storage.s3 automonai.storage.datasets automonai.execution.kubernetes automonai.search.bohb \
         automonai.imaging.checking automonai.imaging.fingerprinting \
         automonai.report.writing automonai.report.figures automonai.report.importance \
         kubernetes.client.api.authorization_v1_api kubernetes.client.api.custom_objects_api kubernetes.config \
@@ -74,7 +74,7 @@ RUN PYTHONPATH=/build/tools python -m pip install --no-cache-dir --no-compile --
     && cd / && PYTHONPATH=/opt/automonai/packages MPLCONFIGDIR=/tmp python /build/images/warm.py /opt/automonai/packages \
         torch monai automonai.cli automonai.cluster_cli automonai.cluster_steps automonai.api automonai.terminal automonai.worker automonai.preparing \
         automonai.imaging.checking automonai.learning.training automonai.learning.ensembling \
-        automonai.learning.predicting automonai.storage.s3 automonai.storage.datasets
+        pythonjsonlogger.json automonai.learning.predicting automonai.storage.s3 automonai.storage.datasets
 
 
 FROM ${TORCH_IMAGE} AS trainer

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from automonai.controller import Controller, Unwatched, Watch, run_study
+from automonai.controller import Controller, Watch, run_study
 from automonai.domain.configuration import Configuration
 from automonai.domain.events import SpecChanged, StudyStarted
 from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, TrainRequest
@@ -23,9 +23,11 @@ from automonai.domain.run import Purpose, Result, Run
 from automonai.domain.seeds import derive_seed
 from automonai.domain.study import RunRecord, Study
 from automonai.errors import DatasetError, ObjectNotFoundError, SpecError, StudyNotFoundError
-from automonai.execution.local import LocalExecutor
+from automonai.execution.local import LocalExecutor, workers_folder
 from automonai.execution.lock import locked
 from automonai.execution.machine import detect_machine
+from automonai.monitoring import monitored
+from automonai.observability.logs import log_context
 from automonai.preparing import CACHE_FOLDER, cache_folder_of, dataset_here, prepare_data
 from automonai.report import Summary, summarise, write_report
 from automonai.search import make_sampler
@@ -129,7 +131,13 @@ def init(dataset: str | Path, *, budget: str | None = None, name: str | None = N
     )
 
 
-def search(spec: StudySpec | str | Path, *, overrides: Sequence[str] = (), watch: Watch | None = None) -> Summary:
+def search(
+    spec: StudySpec | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    watch: Watch | None = None,
+    metrics_port: int | None = None,
+) -> Summary:
     """Start a study, or take it up where it was left, and see it through to its report.
 
     Kill it at any moment: the next call goes on with everything that was finished.
@@ -138,18 +146,21 @@ def search(spec: StudySpec | str | Path, *, overrides: Sequence[str] = (), watch
         spec: The spec or its YAML file.
         overrides: `section.field=value` each.
         watch: Told of every event and of the time; see `automonai.controller.Watch`.
+        metrics_port: Where Prometheus finds the metrics of the study and its runs meanwhile; None: nowhere.
 
     Raises:
-        UserError: If spec or dataset are faulty, another controller has the study, or a started study's spec differs.
+        UserError: If spec or dataset are faulty, another controller has the study, a started study's spec differs, or
+            the port is in use.
     """
     spec = spec if isinstance(spec, StudySpec) else load_spec(spec, tuple(overrides))
     make_sampler(spec.search)  # a faulty space is told before anything is read or written
     location = join_location(spec.store, spec.name)
-    with locked(place_on_this_machine(location), study=location) as lock:
+    shown = monitored(spec.name, port=metrics_port, watch=watch, workers_folder=workers_folder(location))
+    with log_context(study=spec.name), locked(place_on_this_machine(location), study=location) as lock, shown as seen:
         store = open_store(location)
         journal = Journal(store)
         study, data = begin(spec, store, journal)
-        executor = _local_executor(study.spec, location, lock=lock)
+        executor = _local_executor(study.spec, location, lock=lock, metrics=metrics_port is not None)
         try:
             with stop_on_sigterm() as stopped:
                 run_study(
@@ -158,10 +169,10 @@ def search(spec: StudySpec | str | Path, *, overrides: Sequence[str] = (), watch
                         data=data,
                         store=store,
                         journal=journal,
-                        sampler=make_sampler(study.spec.search),
+                        sampler=seen.timed(make_sampler(study.spec.search)),
                         executor=executor,
                         memory_bytes=_memory_per_run(study.spec.execution),
-                        watch=watch or Unwatched(),
+                        watch=seen.watch,
                         should_stop=stopped.is_set,
                     )
                 )
@@ -180,12 +191,22 @@ def load_study(study: str | Path) -> tuple[Study, StudyData, Store]:
         StudyNotFoundError: If there is no study.
     """
     store = open_store(study)
-    events = Journal(store).read()
+    loaded = replay(Journal(store), study)
+    return loaded, StudyData.model_validate_json(store.get(keys.DATA)), store
+
+
+def replay(journal: Journal, place: str | Path) -> Study:
+    """Return a study as its journal tells it.
+
+    Raises:
+        StudyNotFoundError: If the journal is empty; names the place.
+    """
+    events = journal.read()
     if not events:
         raise StudyNotFoundError(
-            f"{study}: there is no study; name the place <store>/<study name> where 'automonai search' has put it"
+            f"{place}: there is no study; name the place <store>/<study name> where 'automonai search' has put it"
         )
-    return Study.replay(events), StudyData.model_validate_json(store.get(keys.DATA)), store
+    return Study.replay(events)
 
 
 def summary(study: str | Path) -> Summary:
@@ -389,7 +410,7 @@ def _difference(before: object, now: object) -> str:
     return "; ".join(f"{key}: {old[key]!r}, now {new[key]!r}" for key in old if old[key] != new[key])
 
 
-def _local_executor(spec: StudySpec, location: str, *, lock: int) -> LocalExecutor:
+def _local_executor(spec: StudySpec, location: str, *, lock: int, metrics: bool) -> LocalExecutor:
     machine = detect_machine()
     slots = spec.execution.max_parallel_runs
     gpus = () if spec.execution.device == "cpu" else tuple(gpu.id for gpu in machine.gpus)
@@ -400,6 +421,7 @@ def _local_executor(spec: StudySpec, location: str, *, lock: int) -> LocalExecut
         cache_folder=cache_folder_of(spec.store),
         gpus=gpus,
         inherited_lock=lock,
+        metrics=metrics,
     )
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 it did not come out well, 2 something in the user's hands 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -51,7 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = cli.main(args=arguments, prog_name="automonai", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if _is_logged_as_json():
+            _log_errors([error.format_message()])
+        else:
+            error.show()
         return error.exit_code
     except click.Abort:
         click.echo("automonai: interrupted", err=True)
@@ -66,12 +70,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tell(error: Exception) -> None:
+    problems: tuple[str, ...] = ()
+    last = str(error)
     if isinstance(error, DatasetError) and len(error.problems) > 1:
-        for problem in error.problems:
-            click.echo(problem, err=True)
-        click.echo(f"automonai: error: {len(error.problems)} problems, listed above", err=True)
-    else:
-        click.echo(f"automonai: error: {error}", err=True)
+        problems, last = error.problems, f"{len(error.problems)} problems, listed above"
+    if _is_logged_as_json():
+        _log_errors([*problems, last])
+        return
+    for problem in problems:
+        click.echo(problem, err=True)
+    click.echo(f"automonai: error: {last}", err=True)
+
+
+def _is_logged_as_json() -> bool:
+    return os.environ.get("AUTOMONAI_LOG_FORMAT") == "json"
+
+
+def _log_errors(lines: list[str]) -> None:
+    """Log why the command failed; Argo's UI shows the same as plain text."""
+    import logging
+
+    from automonai.observability import logs
+
+    logs.set_up()  # a wrong call ends before its verb has done so
+    for line in lines:
+        logging.getLogger(__name__).error("%s", line)
+    cluster_cli.leave_message("\n".join(lines))
 
 
 @click.group(epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -82,6 +106,9 @@ def cli() -> None:
     DATASET is a folder in the layout of the Medical Segmentation Decathlon or of nnU-Net; STUDY is what a search has
     made: <store>/<name> of its spec. Both may lie on S3: s3://BUCKET/...
     """
+    from automonai.observability import logs
+
+    logs.set_up()
 
 
 @cli.command()
@@ -160,7 +187,13 @@ def push(folder: Path, *, location: str) -> None:
 @cli.command()
 @click.argument("spec", type=_FILE)
 @click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting, e.g. search.seed=8.")
-def search(spec: Path, *, overrides: tuple[str, ...]) -> int:
+@click.option(
+    "--metrics-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    help="Show metrics to Prometheus there meanwhile; 9109 is customary.",
+)
+def search(spec: Path, *, overrides: tuple[str, ...], metrics_port: int | None) -> int:
     """Start the study of a spec, or go on where it was left; Ctrl-C is safe.
 
     The same spec names the same study. Budget, execution and refit may be changed on the way.
@@ -174,7 +207,7 @@ def search(spec: Path, *, overrides: tuple[str, ...]) -> int:
     click.echo("checking the dataset ...", err=True)
     try:
         with watching(is_terminal=sys.stdout.isatty(), write=click.echo) as watch:
-            summary = api.search(settings, watch=watch)
+            summary = api.search(settings, watch=watch, metrics_port=metrics_port)
     except KeyboardInterrupt:
         click.echo(f"interrupted; nothing is lost, go on with: {_resume(spec, overrides)}", err=True)
         return INTERRUPTED
@@ -194,18 +227,40 @@ def _resume(spec: Path, overrides: tuple[str, ...]) -> str:
 @cli.command()
 @click.argument("study", type=_LOCATION)
 @click.option("--json", "as_json", is_flag=True, help="Print everything that is known as JSON.")
-def status(study: str, *, as_json: bool) -> None:
+@click.option("--watch", "is_watched", is_flag=True, help="Go on showing it until it is over; Ctrl-C ends the watch.")
+def status(study: str, *, as_json: bool, is_watched: bool) -> int:
     """Show where a study stands; it may be running."""
     from automonai import api, terminal
 
+    if is_watched and as_json:
+        raise click.UsageError("--watch and --json exclude each other; call 'status --json' again and again instead")
+    if is_watched:
+        return _watch(study)
     summary = api.summary(study)
     if as_json:
         click.echo(summary.model_dump_json(indent=2))
-        return
+        return 0
     loaded, _, _ = api.load_study(study)
     click.echo(terminal.rendered(terminal.study_table(loaded, now=loaded.last_event_at)))
     for line in terminal.summary_lines(summary, location=study):
         click.echo(line)
+    return 0
+
+
+def _watch(study: str) -> int:
+    """Show a study until it is over; the exit code is that of its search, so that a script may wait for it."""
+    from automonai import terminal
+    from automonai.watching import follow, watching
+
+    try:
+        with watching(is_terminal=sys.stdout.isatty(), write=click.echo, is_late=True) as watch:
+            summary = follow(study, watch=watch)
+    except KeyboardInterrupt:
+        click.echo("no longer watching; the study was left as it is", err=True)
+        return INTERRUPTED
+    for line in terminal.summary_lines(summary, location=study):
+        click.echo(line)
+    return 0 if summary.succeeded else FAILED
 
 
 @cli.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -13,6 +15,11 @@ if TYPE_CHECKING:
     from automonai.execution.jobs import JsonObject
     from automonai.parameters import StudyParameters
 
+logger = logging.getLogger(__name__)
+
+TERMINATION_FILE = Path("/dev/termination-log")
+"""Kubernetes mounts it into every container; what it holds in the end is the node's message in Argo's UI."""
+
 _LOCATION = "s3://BUCKET/PREFIX"
 _FORM = ("dataset", "name", "budget", "sampler", "parallel-runs", "gpus-per-run", "spec")
 
@@ -20,6 +27,22 @@ _FORM = ("dataset", "name", "budget", "sampler", "parallel-runs", "gpus-per-run"
 @click.group(hidden=True)
 def step() -> None:
     """Run one step of a workflow; the chart's templates call these."""
+    from automonai.observability import logs
+
+    logs.set_up(level=logging.INFO)
+
+
+def leave_message(text: str) -> None:
+    """Leave what a container's end is explained by; outside of a container nothing is done."""
+    if os.access(TERMINATION_FILE, os.W_OK):
+        TERMINATION_FILE.write_text(text, encoding="utf-8")
+
+
+def _name_process(study: str) -> None:
+    """Let all log lines name the study, that of an error included; no text: it is not known."""
+    from automonai.observability import logs
+
+    logs.name_process(study=study)
 
 
 def _study_form(command: Callable[..., object]) -> Callable[..., object]:
@@ -41,8 +64,9 @@ def check_step(**form: str) -> None:
     """Check parameters and dataset, and write the study's first data."""
     from automonai import cluster_steps
 
+    _name_process(form["name"])
     spec = cluster_steps.check(_parameters(form))
-    click.echo(f"study {spec.name}: the parameters and dataset {spec.dataset} are in order")
+    logger.info("the parameters and dataset %s are in order", spec.dataset)
 
 
 @step.command("search")
@@ -50,9 +74,10 @@ def check_step(**form: str) -> None:
 def search_step(**form: str) -> int:
     """Be the study's controller until it is over."""
     from automonai import cluster_steps
-    from automonai.watching import LineWatch
+    from automonai.watching import LogWatch
 
-    return cluster_steps.search(_parameters(form), watch=LineWatch(click.echo))
+    _name_process(form["name"])
+    return cluster_steps.search(_parameters(form), watch=LogWatch())
 
 
 @step.command("report")
@@ -62,7 +87,8 @@ def report_step(output: Path, **form: str) -> None:
     """Write the report into the study and into a file for Argo's UI."""
     from automonai import cluster_steps
 
-    click.echo(f"report: {cluster_steps.report(_parameters(form), output=output)}")
+    _name_process(form["name"])
+    logger.info("report written to %s", cluster_steps.report(_parameters(form), output=output))
 
 
 @step.command("finish")
@@ -70,7 +96,7 @@ def finish_step() -> None:
     """Delete the Jobs of this workflow that still run."""
     from automonai import cluster_steps
 
-    click.echo(f"{cluster_steps.finish()} Jobs deleted")
+    logger.info("%d Jobs deleted", cluster_steps.finish())
 
 
 @step.command("janitor")
@@ -79,7 +105,7 @@ def janitor_step(namespace: str) -> None:
     """Delete Jobs whose workflow is over or gone."""
     from automonai import cluster_steps
 
-    click.echo(f"{cluster_steps.delete_orphans(namespace)} Jobs deleted")
+    logger.info("%d Jobs deleted", cluster_steps.delete_orphans(namespace))
 
 
 @step.command("predict")
@@ -90,7 +116,8 @@ def predict_step(study: str, images: str, output: str) -> None:
     """Segment the images of one location into another."""
     from automonai import cluster_steps
 
-    click.echo(f"{output}: {cluster_steps.predict(study, images, output)} label maps")
+    _name_process(study.rstrip("/").rpartition("/")[2])
+    logger.info("%s: %d label maps", output, cluster_steps.predict(study, images, output))
 
 
 @step.command("train")
@@ -108,7 +135,7 @@ def train_step(*, dataset: str, output: str, epochs: int, configuration: str, fo
         file.write(configuration)
         file.flush()
         result = api.train(dataset, configuration=file.name, epochs=epochs, output=output, fold=fold, seed=seed)
-    click.echo(terminal.result_line(result))
+    logger.info("%s", terminal.result_line(result))
 
 
 @click.command()

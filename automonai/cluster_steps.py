@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from automonai.execution.jobs import JobTemplate
     from automonai.execution.kubernetes import KubernetesExecutor
     from automonai.execution.lease import HeldLease
+    from automonai.monitoring import Monitoring
     from automonai.spec import StudySpec
     from automonai.storage.store import Store
 
@@ -51,10 +52,16 @@ class Surroundings(Record):
     """Where Argo reads a step's progress."""
     identity: str = ""
     """This pod's name."""
+    metrics_port: int | None = None
+    """Where a controller shows its metrics to Prometheus; None: nowhere."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Surroundings:
-        """Return what the variables AUTOMONAI_* and ARGO_PROGRESS_FILE say."""
+        """Return what the variables AUTOMONAI_* and ARGO_PROGRESS_FILE say.
+
+        Raises:
+            SpecError: If AUTOMONAI_METRICS_PORT is no port.
+        """
         template, progress = environment.get("AUTOMONAI_JOB_TEMPLATE"), environment.get("ARGO_PROGRESS_FILE")
         return cls(
             store=environment.get("AUTOMONAI_STORE", ""),
@@ -64,7 +71,17 @@ class Surroundings(Record):
             job_template=Path(template) if template else None,
             progress_file=Path(progress) if progress else None,
             identity=f"{socket.gethostname()}-{os.getpid()}",
+            metrics_port=_port(environment.get("AUTOMONAI_METRICS_PORT", "")),
         )
+
+
+def _port(text: str) -> int | None:
+    """Return the port that a text names; None for an empty one."""
+    if not text:
+        return None
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise SpecError(f"AUTOMONAI_METRICS_PORT is '{text}'; expected a port's number, such as 9109, or nothing")
+    return int(text)
 
 
 def check(parameters: StudyParameters, *, surroundings: Surroundings | None = None) -> StudySpec:
@@ -112,18 +129,22 @@ def search(
     from automonai.api import stop_on_sigterm
     from automonai.execution.cluster_api import connect
     from automonai.execution.lease import leased
+    from automonai.monitoring import monitored
+    from automonai.observability.logs import log_context
 
     here = surroundings or Surroundings.from_environment()
     spec = study_spec(parameters, here.store)
     template = _template(here, parameters)
     cluster = api or connect(here.namespace)
     with (
+        log_context(study=spec.name),
         stop_on_sigterm() as stopped,
         leased(cluster, spec.name, identity=here.identity, workflow=here.workflow) as lease,
+        monitored(spec.name, port=here.metrics_port, watch=watch, gpus_per_run=template.gpus_per_run) as seen,
     ):
         session = _open(spec, here, cluster, template)
         try:
-            _run(session, lease=lease, stopped=stopped.is_set, watch=watch, here=here)
+            _run(session, lease=lease, stopped=stopped.is_set, seen=seen, here=here)
             return _leave(session, cluster, here, lease=lease)
         finally:
             session.executor.close()
@@ -229,7 +250,7 @@ def stop(location: str, *, api: ClusterApi | None = None) -> tuple[str, ...]:
 
 
 def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
-    """Return a run's log: from the store once it has ended, from its pod while it runs.
+    """Return a run's log, readable: from the store once it has ended, from its pod while it runs.
 
     Raises:
         UserError: If there is neither.
@@ -238,7 +259,7 @@ def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
     from automonai.execution.jobs import PART_OF, PART_OF_LABEL, RUN_LABEL, STUDY_LABEL
 
     try:
-        return open_store(location).get(keys.log(run_id)).decode(errors="replace")
+        return _readable(open_store(location).get(keys.log(run_id)).decode(errors="replace"))
     except ObjectNotFoundError:
         logger.debug("%s has no stored log yet", run_id)
     missing = f"{location}: run {run_id} has no log; 'automonai runs {location}' lists the runs"
@@ -249,7 +270,14 @@ def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
     pods = cluster.list("pods", f"{PART_OF_LABEL}={PART_OF},{STUDY_LABEL}={study},{RUN_LABEL}={run_id}").objects
     if not pods:
         raise UserError(missing)
-    return cluster.pod_log(pods[-1].metadata.name)
+    return _readable(cluster.pod_log(pods[-1].metadata.name))
+
+
+def _readable(log: str) -> str:
+    """Return a log without JSON: a pod's has it, and so has the stored one of a run whose pod was lost."""
+    from automonai.observability.logs import readable
+
+    return "".join(f"{readable(line)}\n" for line in log.splitlines())
 
 
 @dataclass
@@ -279,9 +307,9 @@ def _open(spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: Jo
 
 
 def _run(
-    session: _Session, *, lease: HeldLease, stopped: Callable[[], bool], watch: Watch | None, here: Surroundings
+    session: _Session, *, lease: HeldLease, stopped: Callable[[], bool], seen: Monitoring, here: Surroundings
 ) -> None:
-    from automonai.controller import Controller, Unwatched, run_study
+    from automonai.controller import Controller, run_study
     from automonai.search import make_sampler
     from automonai.storage.journal import Journal
 
@@ -291,10 +319,10 @@ def _run(
             data=session.data,
             store=session.store,
             journal=Journal(session.store),
-            sampler=make_sampler(session.study.spec.search),
+            sampler=seen.timed(make_sampler(session.study.spec.search)),
             executor=session.executor,
             memory_bytes=session.memory_bytes,
-            watch=ProgressWatch(here.progress_file, watch or Unwatched()),
+            watch=ProgressWatch(here.progress_file, seen.watch),
             should_stop=lambda: stopped() or lease.is_lost(),
         )
     )

@@ -25,9 +25,11 @@ from automonai.domain.events import (
     EnsembleFinished,
     EnsembleQueued,
     Event,
+    RunDisrupted,
     RunFinished,
     RunLost,
     RunQueued,
+    RunStarted,
     SearchEnded,
     SessionStarted,
     StudyEnded,
@@ -39,7 +41,7 @@ from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, St
 from automonai.domain.run import FailureReason, Purpose, Result, Run, RunState, Trial
 from automonai.domain.seeds import derive_seed
 from automonai.domain.study import ENSEMBLE_RUN_ID, Study
-from automonai.execution.executor import Executor, Report
+from automonai.execution.executor import Executor, Notice, Report
 from automonai.search.sampler import History, Observation, Sampler
 from automonai.storage import keys
 from automonai.storage.journal import Journal
@@ -68,6 +70,22 @@ class Unwatched:
     def on_event(self, event: Event, study: Study) -> None: ...
 
     def on_tick(self, study: Study, now: float) -> None: ...
+
+
+class Watches:
+    """Several who look on, told one after the other."""
+
+    def __init__(self, *watches: Watch) -> None:
+        """Remember whom to tell."""
+        self._watches = watches
+
+    def on_event(self, event: Event, study: Study) -> None:
+        for watch in self._watches:
+            watch.on_event(event, study)
+
+    def on_tick(self, study: Study, now: float) -> None:
+        for watch in self._watches:
+            watch.on_tick(study, now)
 
 
 @dataclass
@@ -178,11 +196,22 @@ def _refusal(controller: Controller, trial: Trial, run: Run) -> Result | None:
     )
 
 
+def _take_notices(controller: Controller, notices: list[Notice]) -> None:
+    """Write down what the journal does not know yet; a predecessor may have been told of the same."""
+    for notice in notices:
+        now, run_id = controller.clock(), notice.run_id
+        if notice.cause is not None and not controller.study.has_disruption(run_id, notice.why):
+            _record(controller, RunDisrupted(at=now, run_id=run_id, cause=notice.cause, why=notice.why))
+        elif notice.cause is None and controller.study.is_waiting(run_id):
+            _record(controller, RunStarted(at=now, run_id=run_id))
+
+
 def _take_reports(controller: Controller, reports: list[Report]) -> None:
+    _take_notices(controller, controller.executor.notices())
     for report in reports:
         now = controller.clock()
-        if report.lost is not None:
-            _record(controller, RunLost(at=now, run_id=report.run_id, why=report.lost))
+        if report.lost is not None and report.cause is not None:
+            _record(controller, RunLost(at=now, run_id=report.run_id, cause=report.cause, why=report.lost))
             _give_up_if_lost_too_often(controller, report)
         elif report.run_id == ENSEMBLE_RUN_ID:
             result = EnsembleResult.model_validate_json(controller.store.get(keys.ENSEMBLE))

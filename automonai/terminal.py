@@ -14,7 +14,7 @@ from rich.text import Text
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.run import Origin, Result, RunState
-from automonai.domain.study import Phase, Study
+from automonai.domain.study import Phase, RunRecord, Study
 from automonai.report.words import FAILURE_WORDS, counted, duration, memory
 from automonai.storage.keys import REPORT_HTML
 from automonai.storage.opening import join_location
@@ -70,7 +70,7 @@ def study_table(study: Study, *, now: float) -> RenderableType:
 
 def _rungs_table(study: Study) -> Table:
     table = Table(box=None, header_style="dim")
-    for column in ("rung", "complete", "failed", "running", "best Dice"):
+    for column in ("rung", "complete", "failed", "running", "queued", "best Dice"):
         table.add_column(column, justify="right")
     for budget_epochs in study.rungs:
         records = [r for r in study.search_records() if r.run.budget_epochs == budget_epochs]
@@ -80,6 +80,7 @@ def _rungs_table(study: Study) -> Table:
             epoch_words(budget_epochs),
             str(states.count(RunState.COMPLETE)),
             str(states.count(RunState.FAILED)),
+            str(states.count(RunState.RUNNING)),
             str(states.count(RunState.QUEUED)),
             f"{max(dice):.4f}" if dice else "-",
         )
@@ -96,16 +97,24 @@ def _facts_table(study: Study, now: float) -> Table:
         ("tried", _tried_words(study)),
         ("spent", _spent_words(study, now)),
         ("left", _left_words(study, now)),
+        ("last event", _last_event_words(study, now)),
     ):
-        facts.add_row(name, Text(words))
+        if words:
+            facts.add_row(name, Text(words))
     return facts
 
 
 def _running_words(study: Study, now: float) -> str:
-    running = [f"{r.run.id} ({duration(max(0.0, now - r.queued_at))})" for r in study.open_runs]
+    running = [f"{r.run.id} ({_open_words(r, now)})" for r in study.open_runs]
     if study.phase is Phase.ENSEMBLE:
-        running.append("the ensemble")
+        running.append(_ensemble_words(study, now))
     return ", ".join(running) or "nothing"
+
+
+def _open_words(record: RunRecord, now: float) -> str:
+    if record.started_at is None:
+        return f"queued for {duration(max(0.0, now - record.queued_at))}"
+    return duration(max(0.0, now - record.started_at))
 
 
 def _best_words(study: Study) -> str:
@@ -140,6 +149,19 @@ def _left_words(study: Study, now: float) -> str:
     search = max(0.0, left - budget.time * budget.refit_share)
     of_search = f", {duration(search)} of it for the search" if study.phase is Phase.SEARCH else ""
     return f"{duration(left)}{of_search}"
+
+
+def _ensemble_words(study: Study, now: float) -> str:
+    if study.ensemble_started_at is not None:
+        return f"the ensemble ({duration(max(0.0, now - study.ensemble_started_at))})"
+    queued = study.ensemble_queued
+    waited = f" (queued for {duration(max(0.0, now - queued.at))})" if queued is not None else ""
+    return f"the ensemble{waited}"
+
+
+def _last_event_words(study: Study, now: float) -> str:
+    """Return how long ago something happened, by which one sees whether a controller is at work; empty when over."""
+    return "" if study.is_over or now <= study.last_event_at else f"{duration(now - study.last_event_at)} ago"
 
 
 # ---------------------------------------------------------------- results

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from automonai.domain.request import (
@@ -27,13 +27,19 @@ from automonai.domain.request import (
     request_adapter,
 )
 from automonai.domain.run import Result, RunState
-from automonai.errors import RunError, StopRequestedError, StorageError, StoreAccessError
+from automonai.errors import RunError, StopRequestedError, StorageError, StoreAccessError, UserError
+from automonai.learning.metering import UNMETERED, Meter
+from automonai.observability import exposition, logs
+from automonai.observability.storage_metrics import StorageMetrics
+from automonai.observability.training_metrics import TrainingMetrics
+from automonai.observability.worker_metrics import WorkerMetrics
 from automonai.storage import keys
 from automonai.storage.datasets import fetch_dataset
+from automonai.storage.observing import observed_by
 from automonai.storage.opening import is_remote, open_store
 from automonai.storage.store import Store
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("automonai.worker")  # `__name__` is `__main__` in every worker
 
 STOPPED_EXIT_CODE = 143
 
@@ -44,17 +50,47 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("location", help="the study's folder, or s3://bucket/studies/NAME")
     parser.add_argument("--cache", required=True, type=Path, help="folder of datasets and preprocessed cases")
     parser.add_argument("--run", help="one run id; without it ids are read from standard input")
+    parser.add_argument("--metrics-port", type=int, help="show Prometheus the metrics of this process at this port")
+    parser.add_argument("--metrics-file", type=Path, help="keep the metrics of the run at hand in this file")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    study = options.location.rstrip("/").rpartition("/")[2]
+    logs.set_up(level=logging.INFO)
+    logs.name_process(study=study, run=options.run)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     store = open_store(options.location)
     _limit_threads()
+    with _metrics(options, study=study) as metrics:
+        return _serve_all(options, store=store, stop=stop, metrics=metrics)
+
+
+@contextmanager
+def _metrics(options: argparse.Namespace, *, study: str) -> Iterator[WorkerMetrics | None]:
+    """Show metrics as the options say; what hinders that is a warning, for the runs matter more."""
+    if options.metrics_port is None and options.metrics_file is None:
+        yield None
+        return
+    requests = StorageMetrics()
+    metrics = WorkerMetrics(requests, study=study, file=options.metrics_file)
+    with ExitStack() as stack:
+        stack.enter_context(observed_by(requests))
+        if options.metrics_port is not None:
+            try:
+                stack.enter_context(exposition.serve(metrics, port=options.metrics_port))
+            except UserError as error:
+                logger.warning("no metrics by HTTP: %s", error)
+        yield metrics
+
+
+def _serve_all(
+    options: argparse.Namespace, *, store: Store, stop: threading.Event, metrics: WorkerMetrics | None
+) -> int:
+    """Serve one run, or all that come; return the exit code."""
     try:
         if options.run:
-            return serve(options.run, store=store, cache_folder=options.cache, stop=stop)
+            return serve(options.run, store=store, cache_folder=options.cache, stop=stop, metrics=metrics)
         for run_id in _incoming(stop):
-            code = serve(run_id, store=store, cache_folder=options.cache, stop=stop)
+            code = serve(run_id, store=store, cache_folder=options.cache, stop=stop, metrics=metrics)
             if code == 66:  # whatever leaked, a new process starts clean
                 return code
     except StopRequestedError:
@@ -62,8 +98,17 @@ def main(arguments: list[str] | None = None) -> int:
     return STOPPED_EXIT_CODE if stop.is_set() else 0
 
 
-def serve(run_id: str, *, store: Store, cache_folder: Path, stop: threading.Event) -> int:
+def serve(
+    run_id: str,
+    *,
+    store: Store,
+    cache_folder: Path,
+    stop: threading.Event,
+    metrics: WorkerMetrics | None = None,
+) -> int:
     """Do one request and write its answer, its log beside it; one whose answer is there already is done.
+
+    Its metrics end before the answer is there: from then on the controller counts it.
 
     Raises:
         StopRequestedError: When `stop` was set; nothing but the checkpoint was written.
@@ -75,10 +120,10 @@ def serve(run_id: str, *, store: Store, cache_folder: Path, stop: threading.Even
     with _logged(run_id, store):
         data = _with_dataset_here(data, cache_folder)
         if isinstance(request, EnsembleRequest):
-            choice = _choose(request, data, store=store, cache_folder=cache_folder, stop=stop)
+            choice = _choose(request, data, store=store, cache_folder=cache_folder, stop=stop, metrics=metrics)
             store.put(keys.ENSEMBLE, choice.model_dump_json().encode())
             return 0
-        result, code = _train(request, data, store=store, cache_folder=cache_folder, stop=stop)
+        result, code = _train(request, data, store=store, cache_folder=cache_folder, stop=stop, metrics=metrics)
         store.put(keys.result(run_id), result.model_dump_json().encode())
         return code
 
@@ -93,21 +138,48 @@ def _with_dataset_here(data: StudyData, cache_folder: Path) -> StudyData:
 
 
 def _train(
-    request: TrainRequest, data: StudyData, *, store: Store, cache_folder: Path, stop: threading.Event
+    request: TrainRequest,
+    data: StudyData,
+    *,
+    store: Store,
+    cache_folder: Path,
+    stop: threading.Event,
+    metrics: WorkerMetrics | None,
+) -> tuple[Result, int]:
+    """Return a run's result and exit code, and show its metrics meanwhile."""
+    from automonai.learning.memory import gpu_memory, peak_memory_bytes
+
+    if metrics is None:
+        return _attempt(request, data, store=store, cache_folder=cache_folder, stop=stop, meter=UNMETERED)
+    training = TrainingMetrics(data.dataset.foreground, peak_memory_bytes=peak_memory_bytes)
+    with metrics.during(request, training, allocator=gpu_memory(data.execution)):
+        result, code = _attempt(request, data, store=store, cache_folder=cache_folder, stop=stop, meter=training)
+        training.finished(result)
+    return result, code
+
+
+def _attempt(
+    request: TrainRequest,
+    data: StudyData,
+    *,
+    store: Store,
+    cache_folder: Path,
+    stop: threading.Event,
+    meter: Meter,
 ) -> tuple[Result, int]:
     """Return a run's result and exit code; every failure of its own becomes a FAILED result."""
     from automonai.learning.training import failed_result, train_run
 
     began = time.monotonic()
     try:
-        result = train_run(request, data, store=store, cache_folder=cache_folder, stop=stop)
+        result = train_run(request, data, store=store, cache_folder=cache_folder, stop=stop, meter=meter)
     except (StopRequestedError, StorageError, StoreAccessError, OSError):
         raise  # no fault of the run's: it ends without a result, and counts as lost if nobody asked for it
     except Exception as error:  # noqa: BLE001 - the worker's main: whatever it was becomes the run's result
-        logger.warning("%s failed", request.run_id, exc_info=True)
+        logger.warning("the run failed", exc_info=True)
         result = failed_result(request, error, seconds=time.monotonic() - began)
         return result, error.exit_code if isinstance(error, RunError) else _exit_code(result)
-    logger.info("%s %s loss=%s seconds=%.1f", request.run_id, result.state, result.loss, result.seconds)
+    logger.info("%s loss=%s seconds=%.1f", result.state, result.loss, result.seconds)
     return result, 0
 
 
@@ -118,21 +190,30 @@ def _exit_code(result: Result) -> int:
 
 
 def _choose(
-    request: EnsembleRequest, data: StudyData, *, store: Store, cache_folder: Path, stop: threading.Event
+    request: EnsembleRequest,
+    data: StudyData,
+    *,
+    store: Store,
+    cache_folder: Path,
+    stop: threading.Event,
+    metrics: WorkerMetrics | None,
 ) -> EnsembleResult:
     from automonai.learning.ensembling import choose_ensemble
+    from automonai.learning.memory import gpu_memory
     from automonai.learning.precision import choose_device, choose_precision
 
     device = choose_device(data.execution)
-    return choose_ensemble(
-        request,
-        data,
-        store=store,
-        cache_folder=cache_folder,
-        device=device,
-        dtype=choose_precision(data.execution, device),
-        stop=stop.is_set,
-    )
+    shown = metrics.during(request, allocator=gpu_memory(data.execution)) if metrics is not None else nullcontext()
+    with shown:
+        return choose_ensemble(
+            request,
+            data,
+            store=store,
+            cache_folder=cache_folder,
+            device=device,
+            dtype=choose_precision(data.execution, device),
+            stop=stop.is_set,
+        )
 
 
 def _incoming(stop: threading.Event) -> Iterator[str]:
@@ -167,15 +248,15 @@ def _limit_threads() -> None:
 
 @contextmanager
 def _logged(run_id: str, store: Store) -> Iterator[None]:
-    """Keep what is logged meanwhile as the run's log in the store."""
+    """Keep what is logged meanwhile as the run's log in the store, readable: people read it, by `automonai logs`.
+
+    Programs read the lines of standard error, which on a cluster are JSON.
+    """
     text = io.StringIO()
-    handler = logging.StreamHandler(text)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logging.getLogger("automonai").addHandler(handler)
     try:
-        yield
+        with logs.log_context(run=run_id), logs.copied_to(text):
+            yield
     finally:
-        logging.getLogger("automonai").removeHandler(handler)
         store.put(keys.log(run_id), text.getvalue().encode())
 
 

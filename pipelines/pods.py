@@ -10,9 +10,11 @@ from hera.workflows.env_from import ConfigMapEnvFrom, SecretEnvFrom
 from hera.workflows.retry_strategy import RetryPolicy
 from hera.workflows.volume import EmptyDirVolume
 
+from automonai.execution.jobs import METRICS_PORT_NAME, STUDY_LABEL
 from pipelines import release
 
 USER_ID = 65532
+METRICS_PORT = 9109
 JOB_TEMPLATE_FOLDER = "/etc/automonai/job-template"
 REPORT_FILE = "/tmp/report.html"  # noqa: S108 - of the container, where /tmp is a volume of the pod's own
 
@@ -23,9 +25,18 @@ _IDENTITY = {
     "AUTOMONAI_WORKFLOW_UID": "{{workflow.uid}}",
     "AUTOMONAI_NAMESPACE": "{{workflow.namespace}}",
     "AUTOMONAI_JOB_TEMPLATE": f"{JOB_TEMPLATE_FOLDER}/job-template.yaml",
+    "AUTOMONAI_LOG_FORMAT": "json",
     "XDG_CACHE_HOME": "/cache",
     "HOME": "/home/automonai",
     "MPLCONFIGDIR": "/tmp/matplotlib",
+}
+
+_METRICS = {"AUTOMONAI_METRICS_PORT": release.METRICS_PORT}
+
+_SCRAPING = {
+    "prometheus.io/scrape": release.METRICS_SCRAPED,
+    "prometheus.io/port": str(METRICS_PORT),
+    "prometheus.io/path": "/metrics",
 }
 
 
@@ -38,17 +49,28 @@ def step(
     retry: RetryStrategy | None = None,
     outputs: list[S3Artifact] | None = None,
     patch: str = release.STEP_PATCH,
+    study: str | None = None,
 ) -> Container:
     """Return the template of one pod that runs `automonai step NAME`.
 
     Its last lines of output become the node's message in Argo's UI where the program left no message of its own.
+
+    Args:
+        name: Of the step.
+        arguments: Its options.
+        image: What it runs.
+        account: Who it runs as.
+        retry: When it is started again.
+        outputs: Files that Argo keeps.
+        patch: What the release decides about its pod.
+        study: Name of the study whose metrics it shows to Prometheus; None: it has none.
     """
     return Container(
         name=name,
         image=image,
         command=["automonai"],
         args=["step", name, *arguments],
-        env=[Env(name=key, value=value) for key, value in _IDENTITY.items()],
+        env=[Env(name=key, value=value) for key, value in {**_IDENTITY, **({} if study is None else _METRICS)}.items()],
         env_from=[
             ConfigMapEnvFrom(name=release.SETTINGS),
             SecretEnvFrom(name=release.STORE_SECRET, optional=True),
@@ -68,6 +90,9 @@ def step(
         retry_strategy=retry,
         outputs=outputs,
         pod_spec_patch=patch,
+        labels=None if study is None else {STUDY_LABEL: study},
+        annotations=None if study is None else _SCRAPING,
+        ports=None if study is None else [m.ContainerPort(name=METRICS_PORT_NAME, container_port=METRICS_PORT)],
     )
 
 

@@ -83,7 +83,13 @@ def study_template() -> WorkflowTemplate:
     controller = release.CONTROLLER_ACCOUNT
     with workflow:
         check = step("check", asked, retry=retry_after_disruption())
-        search = step("search", asked, account=controller, retry=retry_after_disruption())
+        search = step(
+            "search",
+            asked,
+            account=controller,
+            retry=retry_after_disruption(),
+            study="{{workflow.parameters.name}}",
+        )
         report = step("report", asked, retry=retry_after_disruption(), outputs=[html_artifact()])
         step("finish", [], account=controller, retry=retry_after_disruption())
         with Steps(name="study"):

@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from automonai.domain.records import Record
 from automonai.domain.request import EnsembleResult
-from automonai.domain.run import Result, Run, Trial
+from automonai.domain.run import LossCause, Result, Run, Trial
 from automonai.spec import StudySpec
 
 
@@ -58,6 +58,23 @@ class RunQueued(_Event):
     resume_from: str | None = None
 
 
+class RunStarted(_Event):
+    """A worker took a run up, or the ensemble's work; missing where it ended while no controller looked on."""
+
+    kind: Literal["run_started"] = "run_started"
+    run_id: str
+
+
+class RunDisrupted(_Event):
+    """A worker was taken away and is made anew without the controller's doing; the run goes on."""
+
+    kind: Literal["run_disrupted"] = "run_disrupted"
+    run_id: str
+    cause: LossCause
+    why: str
+    """Names the pod, so that one disruption is not written down twice."""
+
+
 class RunFinished(_Event):
     """A run reached a final state; one that was refused beforehand was never queued."""
 
@@ -71,6 +88,7 @@ class RunLost(_Event):
 
     kind: Literal["run_lost"] = "run_lost"
     run_id: str
+    cause: LossCause
     why: str
 
 
@@ -118,6 +136,8 @@ Event = Annotated[
     | SpecChanged
     | TrialProposed
     | RunQueued
+    | RunStarted
+    | RunDisrupted
     | RunFinished
     | RunLost
     | SearchEnded

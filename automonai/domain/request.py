@@ -52,6 +52,11 @@ class TrainRequest(Record):
         """Return the id of the run."""
         return self.run.id
 
+    @property
+    def rung(self) -> str:
+        """Return the rung of the run."""
+        return self.run.rung
+
 
 class Member(Record):
     """One trained network that may join the ensemble."""
@@ -76,6 +81,11 @@ class EnsembleRequest(Record):
     @property
     def run_id(self) -> str:
         """Return the id of this work."""
+        return "ensemble"
+
+    @property
+    def rung(self) -> str:
+        """Return what stands in the place of a rung in labels of Jobs and metrics."""
         return "ensemble"
 
 

@@ -53,6 +53,25 @@ class FailureReason(StrEnum):
     """The infrastructure lost it more often than the spec allows."""
 
 
+class LossCause(StrEnum):
+    """Why the infrastructure lost a run, or took a pod from it."""
+
+    DISRUPTION = "disruption"
+    """Evicted, preempted or drained."""
+    NODE_LOST = "node_lost"
+    OUT_OF_MEMORY = "out_of_memory"
+    """The kernel killed it at its container's limit; a worker that notices by itself ends as FAILED instead."""
+    DEADLINE = "deadline"
+    IMAGE = "image"
+    """The container could not be started: image, name or secret."""
+    UNSCHEDULABLE = "unschedulable"
+    QUOTA = "quota"
+    DELETED = "deleted"
+    """Somebody deleted its Job."""
+    CRASH = "crash"
+    """Its worker left without an answer."""
+
+
 class Purpose(StrEnum):
     """What a run is for."""
 
@@ -77,6 +96,11 @@ class Run(Record):
         if self.purpose is Purpose.REFIT:
             return f"refit-{self.trial:04d}-fold-{self.fold}"
         return f"trial-{self.trial:04d}-epochs-{self.budget_epochs:04d}-fold-{self.fold}"
+
+    @property
+    def rung(self) -> str:
+        """Return its rung as labels of Jobs and metrics call it: the budget's epochs, or `refit`."""
+        return "refit" if self.purpose is Purpose.REFIT else str(self.budget_epochs)
 
 
 class CurvePoint(Record):
@@ -116,6 +140,10 @@ class Result(Record):
     """Training and validation time per epoch, start-up and preprocessing excluded."""
     prediction_seconds_per_case: float | None = None
     """Time to predict and score one validation case."""
+    steps: int = 0
+    """Optimiser steps of the process that ended this run, like the three figures below."""
+    data_wait_seconds: float | None = None
+    """How long these steps waited for their batches."""
     patches_per_second: float | None = None
     peak_memory_bytes: int | None = None
     """Peak of the device memory on a GPU, of the process's resident memory on a CPU."""

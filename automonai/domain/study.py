@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from automonai.domain.bracket import (
@@ -18,9 +19,11 @@ from automonai.domain.events import (
     EnsembleQueued,
     Event,
     RefitChosen,
+    RunDisrupted,
     RunFinished,
     RunLost,
     RunQueued,
+    RunStarted,
     SearchEnded,
     SessionStarted,
     SpecChanged,
@@ -29,7 +32,7 @@ from automonai.domain.events import (
     TrialProposed,
 )
 from automonai.domain.request import EnsembleResult
-from automonai.domain.run import Purpose, Result, Run, RunState, Trial
+from automonai.domain.run import LossCause, Purpose, Result, Run, RunState, Trial
 from automonai.spec import SamplerName, StudySpec
 
 ENSEMBLE_RUN_ID = "ensemble"
@@ -52,6 +55,8 @@ class RunRecord:
     state: RunState
     queued_at: float
     resume_from: str | None = None
+    started_at: float | None = None
+    """When a worker took it up, for the first time since it was queued; None before that."""
     finished_at: float | None = None
     losses: int = 0
     """How often the infrastructure lost it."""
@@ -71,9 +76,19 @@ class Study:
     """Ids of final runs in the order in which they ended."""
     notes: list[tuple[float, str]] = field(default_factory=list)
     """What fell back or was lost, with its time."""
+    losses: Counter[LossCause] = field(default_factory=Counter)
+    """How often each cause lost a run or the ensemble's work."""
+    disruptions: Counter[LossCause] = field(default_factory=Counter)
+    """How often each cause took a worker away without a loss."""
+    queue_seconds: list[float] = field(default_factory=list)
+    """How long each start of a run was waited for, those of runs that were lost later included."""
+    lost_seconds: float = 0.0
+    """Time that workers spent on runs until they were lost."""
     search_ended: SearchEnded | None = None
     refit: RefitChosen | None = None
     ensemble_queued: EnsembleQueued | None = None
+    ensemble_started_at: float | None = None
+    """When a worker took the ensemble's work up; None before that."""
     ensemble_losses: int = 0
     ensemble: EnsembleResult | None = None
     ended: StudyEnded | None = None
@@ -86,6 +101,8 @@ class Study:
     closed_brackets: set[int] = field(default_factory=set)
     """Brackets that `decisions` found to have ended; only spares looking at them again."""
     _sessions: list[tuple[float, float]] = field(default_factory=list)
+    _disruptions: set[tuple[str, str]] = field(default_factory=set)
+    """Run id and words of each."""
     _trials_of: dict[int, list[int]] = field(default_factory=dict)
 
     @classmethod
@@ -118,12 +135,8 @@ class Study:
                 self._trials_of.setdefault(event.trial.bracket, []).append(event.trial.number)
                 if event.note:
                     self.notes.append((event.at, f"trial {event.trial.number}: {event.note}"))
-            case RunQueued():
-                self._apply_queued(event)
-            case RunFinished():
-                self._apply_finished(event)
-            case RunLost():
-                self._apply_lost(event)
+            case RunQueued() | RunStarted() | RunDisrupted() | RunFinished() | RunLost():
+                self._apply_to_run(event)
             case _:
                 self._apply_step(event)
 
@@ -140,6 +153,21 @@ class Study:
             case StudyEnded():
                 self.ended = event
 
+    def _apply_to_run(self, event: RunQueued | RunStarted | RunDisrupted | RunFinished | RunLost) -> None:
+        match event:
+            case RunQueued():
+                self._apply_queued(event)
+            case RunStarted():
+                self._apply_started(event)
+            case RunDisrupted():
+                self.disruptions[event.cause] += 1
+                self._disruptions.add((event.run_id, event.why))
+                self.notes.append((event.at, f"{event.run_id} was disrupted: {event.why}"))
+            case RunFinished():
+                self._apply_finished(event)
+            case RunLost():
+                self._apply_lost(event)
+
     def _apply_queued(self, event: RunQueued) -> None:
         known = self.runs.get(event.run.id)
         self.runs[event.run.id] = RunRecord(
@@ -150,33 +178,33 @@ class Study:
             losses=known.losses if known else 0,
         )
 
+    def _apply_started(self, event: RunStarted) -> None:
+        if event.run_id == ENSEMBLE_RUN_ID:
+            self.ensemble_started_at = event.at
+            return
+        known = self.runs[event.run_id]
+        self.queue_seconds.append(max(0.0, event.at - known.queued_at))
+        self.runs[event.run_id] = replace(known, state=RunState.RUNNING, started_at=event.at)
+
     def _apply_finished(self, event: RunFinished) -> None:
-        known = self.runs.get(event.run.id)
         self.finished.append(event.run.id)
-        self.runs[event.run.id] = RunRecord(
-            run=event.run,
-            state=event.result.state,
-            queued_at=known.queued_at if known else event.at,
-            resume_from=known.resume_from if known else None,
-            finished_at=event.at,
-            losses=known.losses if known else 0,
-            result=event.result,
+        refused = RunRecord(run=event.run, state=event.result.state, queued_at=event.at)
+        known = self.runs.get(event.run.id, refused)
+        self.runs[event.run.id] = replace(
+            known, run=event.run, state=event.result.state, finished_at=event.at, result=event.result
         )
 
     def _apply_lost(self, event: RunLost) -> None:
+        self.losses[event.cause] += 1
         self.notes.append((event.at, f"{event.run_id} was lost: {event.why}"))
         if event.run_id == ENSEMBLE_RUN_ID:
             self.ensemble_losses += 1
-            self.ensemble_queued = None
+            self.ensemble_queued = self.ensemble_started_at = None
             return
         known = self.runs[event.run_id]
-        self.runs[event.run_id] = RunRecord(
-            run=known.run,
-            state=RunState.LOST,
-            queued_at=known.queued_at,
-            resume_from=known.resume_from,
-            losses=known.losses + 1,
-        )
+        if known.started_at is not None:
+            self.lost_seconds += max(0.0, event.at - known.started_at)
+        self.runs[event.run_id] = replace(known, state=RunState.LOST, started_at=None, losses=known.losses + 1)
 
     @property
     def phase(self) -> Phase:
@@ -204,7 +232,19 @@ class Study:
     @property
     def open_runs(self) -> tuple[RunRecord, ...]:
         """Return the runs that an executor has, or should have."""
-        return tuple(record for record in self.runs.values() if record.state is RunState.QUEUED)
+        open_states = (RunState.QUEUED, RunState.RUNNING)
+        return tuple(record for record in self.runs.values() if record.state in open_states)
+
+    def is_waiting(self, run_id: str) -> bool:
+        """Whether a run, or the ensemble's work, was queued and no worker has taken it up yet."""
+        if run_id == ENSEMBLE_RUN_ID:
+            return self.ensemble_queued is not None and self.ensemble_started_at is None
+        return self.runs[run_id].state is RunState.QUEUED
+
+    @property
+    def sessions(self) -> int:
+        """Return how many controllers have taken the study up."""
+        return len(self._sessions)
 
     @property
     def epochs_spent(self) -> int:
@@ -265,6 +305,10 @@ class Study:
     def is_final(self, run_id: str) -> bool:
         """Whether a run has ended for good."""
         return run_id in self.runs and self.runs[run_id].state.is_final
+
+    def has_disruption(self, run_id: str, why: str) -> bool:
+        """Whether a disruption is known: a controller's successor is told again of pods that are still there."""
+        return (run_id, why) in self._disruptions
 
     def loss_of(self, run_id: str) -> float:
         """Return what successive halving compares: a final run's loss, infinite if it FAILED."""

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 
+from automonai.domain.run import LossCause
 from automonai.execution.cluster_objects import Condition, Job, Pod, Waiting
-
-
-class Cause(StrEnum):
-    """Why the infrastructure lost a run, or took a pod from it."""
-
-    DISRUPTION = "disruption"
-    """Evicted, preempted or drained."""
-    NODE_LOST = "node_lost"
-    OUT_OF_MEMORY = "out_of_memory"
-    """The kernel killed it at its container's limit; a worker that notices by itself ends as FAILED instead."""
-    DEADLINE = "deadline"
-    IMAGE = "image"
-    """The container could not be started: image, name or secret."""
-    UNSCHEDULABLE = "unschedulable"
-    QUOTA = "quota"
-    DELETED = "deleted"
-    """Somebody deleted its Job."""
-    CRASH = "crash"
-    """Its worker left without an answer."""
 
 
 @dataclass(frozen=True)
 class Loss:
     """Why a run is lost."""
 
-    cause: Cause
+    cause: LossCause
     why: str
 
 
@@ -122,9 +103,9 @@ def loss_of(sighting: Sighting, limits: Limits, now: float) -> Loss | None:
     if failed is not None:
         return _failure(sighting, failed)
     if sighting.is_deleted:
-        return Loss(Cause.DELETED, "its Job was deleted by somebody")
+        return Loss(LossCause.DELETED, "its Job was deleted by somebody")
     if sighting.job is not None and sighting.job.condition("Complete") is not None:
-        return Loss(Cause.CRASH, "its worker left with exit code 0 and without a result")
+        return Loss(LossCause.CRASH, "its worker left with exit code 0 and without a result")
     if len(sighting.disrupted) > limits.max_disruptions:
         return _disruptions(sighting)
     return _waited_too_long(sighting, limits, now)
@@ -135,11 +116,22 @@ def is_stuck(sighting: Sighting, now: float) -> bool:
     return sighting.leaving_since is not None and now - sighting.leaving_since >= LEAVING_SECONDS
 
 
-def disruption_cause(pod: Pod) -> Cause:
+def disruption_cause(pod: Pod) -> LossCause:
     """Return which kind of disruption took a pod away."""
     condition = pod.condition("DisruptionTarget")
     is_node = condition is not None and condition.reason in _DISRUPTED_BY_LOST_NODE
-    return Cause.NODE_LOST if is_node or pod.status.reason == "NodeLost" else Cause.DISRUPTION
+    return LossCause.NODE_LOST if is_node or pod.status.reason == "NodeLost" else LossCause.DISRUPTION
+
+
+def disruption_reason(pod: Pod) -> str:
+    """Return why a pod was taken away, in Kubernetes' word for it."""
+    condition = pod.condition("DisruptionTarget")
+    return (condition.reason if condition is not None else pod.status.reason) or "an unknown cause"
+
+
+def has_run(pod: Pod) -> bool:
+    """Whether a pod's container has been started."""
+    return pod.status.phase == "Running" or pod.terminated is not None or pod.status.phase == "Succeeded"
 
 
 def is_worth_deleting(sighting: Sighting) -> bool:
@@ -149,9 +141,9 @@ def is_worth_deleting(sighting: Sighting) -> bool:
 
 def _failure(sighting: Sighting, failed: Condition) -> Loss:
     if failed.reason == "DeadlineExceeded":
-        return Loss(Cause.DEADLINE, f"its Job ran into activeDeadlineSeconds ({failed.message})")
+        return Loss(LossCause.DEADLINE, f"its Job ran into activeDeadlineSeconds ({failed.message})")
     loss = _worst_of_pods(sighting)
-    return loss or Loss(Cause.CRASH, f"its Job failed: {failed.reason}: {failed.message}")
+    return loss or Loss(LossCause.CRASH, f"its Job failed: {failed.reason}: {failed.message}")
 
 
 def _worst_of_pods(sighting: Sighting) -> Loss | None:
@@ -161,43 +153,43 @@ def _worst_of_pods(sighting: Sighting) -> Loss | None:
     ended = pod.terminated
     if ended is not None and ended.reason == "OOMKilled":
         return Loss(
-            Cause.OUT_OF_MEMORY,
+            LossCause.OUT_OF_MEMORY,
             "its container was killed out of memory (OOMKilled); raise the runs' memory limit or lower"
             " execution.memory_gib",
         )
     if pod.condition("DisruptionTarget") is not None or pod.status.reason in ("NodeLost", "Evicted"):
         return _disruptions(sighting)
     if ended is not None:
-        return Loss(Cause.CRASH, _exit_words(ended.exit_code))
+        return Loss(LossCause.CRASH, _exit_words(ended.exit_code))
     return None
 
 
 def _disruptions(sighting: Sighting) -> Loss:
     pods = sighting.disrupted or tuple(sighting.pods.values())[-1:]
-    condition = pods[-1].condition("DisruptionTarget")
-    reason = condition.reason if condition is not None else pods[-1].status.reason
     times = f"{len(pods)} times, the last time" if len(pods) > 1 else "once"
     cause = disruption_cause(pods[-1])
-    what = "its pod's node was lost" if cause is Cause.NODE_LOST else "its pod was disrupted"
-    return Loss(cause, f"{what} {times} by {reason or 'an unknown cause'}")
+    what = "its pod's node was lost" if cause is LossCause.NODE_LOST else "its pod was disrupted"
+    return Loss(cause, f"{what} {times} by {disruption_reason(pods[-1])}")
 
 
 def _waited_too_long(sighting: Sighting, limits: Limits, now: float) -> Loss | None:
     pod = sighting.newest_pod
     if is_stuck(sighting, now):
-        return Loss(Cause.NODE_LOST, f"its pod should have left {LEAVING_SECONDS:.0f} s ago: its node is lost")
+        return Loss(LossCause.NODE_LOST, f"its pod should have left {LEAVING_SECONDS:.0f} s ago: its node is lost")
     if sighting.failing_since is not None and now - sighting.failing_since >= limits.image_seconds:
         waiting = _cannot_start(pod) if pod is not None else None
         words = f"{waiting.reason}: {waiting.message}" if waiting is not None else "no reason given"
-        return Loss(Cause.IMAGE, f"its container could not be started: {words}")
+        return Loss(LossCause.IMAGE, f"its container could not be started: {words}")
     if sighting.waiting_since is None or now - sighting.waiting_since < limits.pending_seconds:
         return None
     waited = f"{limits.pending_seconds:.0f} s"
     if pod is None or pod.has_ended:
-        return Loss(Cause.QUOTA, f"its Job could not make a pod for {waited}: a quota or an admission rule refuses it")
+        return Loss(
+            LossCause.QUOTA, f"its Job could not make a pod for {waited}: a quota or an admission rule refuses it"
+        )
     unscheduled = pod.condition("PodScheduled", holds=False)
     words = unscheduled.message if unscheduled is not None else "its pod stays Pending"
-    return Loss(Cause.UNSCHEDULABLE, f"no node took its pod for {waited}: {words}")
+    return Loss(LossCause.UNSCHEDULABLE, f"no node took its pod for {waited}: {words}")
 
 
 def _cannot_start(pod: Pod) -> Waiting | None:

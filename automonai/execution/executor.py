@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
+
+from pydantic import model_validator
 
 from automonai.domain.records import Record
 from automonai.domain.request import EnsembleRequest, TrainRequest
+from automonai.domain.run import LossCause
 
 
 class Report(Record):
@@ -14,6 +17,24 @@ class Report(Record):
     run_id: str
     lost: str | None = None
     """Why the infrastructure lost it; None: `result.json` (or `ensemble.json`) has the answer."""
+    cause: LossCause | None = None
+    """What kind of reason that is; set if and only if it was lost."""
+
+    @model_validator(mode="after")
+    def _check_cause(self) -> Self:
+        if (self.lost is None) is not (self.cause is None):
+            raise ValueError(f"a report has why a run was lost ({self.lost}) and its cause ({self.cause}), or neither")
+        return self
+
+
+class Notice(Record):
+    """What happened to a request that goes on: a worker took it up, or one was taken from it."""
+
+    run_id: str
+    cause: LossCause | None = None
+    """Why its worker was taken away; None: a worker took it up."""
+    why: str = ""
+    """The cause in words, with the name of what was taken away; empty for a start."""
 
 
 class Executor(Protocol):
@@ -29,6 +50,14 @@ class Executor(Protocol):
 
     def poll(self, timeout_seconds: float) -> list[Report]:
         """Return what ended since the last call, waiting at most so long for the first; each end is reported once."""
+        ...
+
+    def notices(self) -> list[Notice]:
+        """Return what has happened to requests since the last call, ended ones included, each thing once.
+
+        A start is told no later than the end. Each executor tells of it once per submit, so that a successor hears
+        again of what it adopts; a request that has its answer already when it is submitted is not started.
+        """
         ...
 
     def cancel(self, run_id: str) -> None:

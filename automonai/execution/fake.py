@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from automonai.domain.request import EnsembleRequest, EnsembleResult, TrainRequest
-from automonai.domain.run import Result
-from automonai.execution.executor import Report
+from automonai.domain.run import LossCause, Result
+from automonai.execution.executor import Notice, Report
 from automonai.storage import keys
 from automonai.storage.store import Store
 
@@ -39,6 +39,7 @@ class FakeExecutor:
     slots: int = 1
     trained: list[str] = field(default_factory=list)
     """Run ids in the order in which they were really started."""
+    _notices: list[Notice] = field(default_factory=list)
     _running: dict[str, tuple[float, TrainRequest | EnsembleRequest]] = field(default_factory=dict)
 
     def free_slots(self) -> int:
@@ -52,6 +53,7 @@ class FakeExecutor:
         wait = 0.0 if is_done else self.seconds(request)
         if not is_done:
             self.trained.append(request.run_id)
+            self._notices.append(Notice(run_id=request.run_id))
         self._running[request.run_id] = (self.clock.now + wait, request)
 
     def poll(self, timeout_seconds: float) -> list[Report]:
@@ -63,6 +65,10 @@ class FakeExecutor:
         _, request = self._running.pop(run_id)
         return [self._end(request)]
 
+    def notices(self) -> list[Notice]:
+        notices, self._notices = self._notices, []
+        return notices
+
     def cancel(self, run_id: str) -> None:
         self._running.pop(run_id, None)
 
@@ -72,7 +78,7 @@ class FakeExecutor:
     def _end(self, request: TrainRequest | EnsembleRequest) -> Report:
         lost = self.lose(request)
         if lost is not None:
-            return Report(run_id=request.run_id, lost=lost)
+            return Report(run_id=request.run_id, lost=lost, cause=LossCause.CRASH)
         key = keys.answer(request.run_id)
         if not self.store.exists(key):
             answer = self.train(request) if isinstance(request, TrainRequest) else self.choose(request)

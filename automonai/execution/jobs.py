@@ -22,6 +22,9 @@ PART_OF_LABEL = "app.kubernetes.io/part-of"
 PART_OF = "automonai"
 STUDY_LABEL = "automonai/study"
 STUDY_ID_LABEL = "automonai/study-id"
+TRIAL_LABEL = "automonai/trial"
+RUNG_LABEL = "automonai/rung"
+"""Epochs of the budget; `refit` and `ensemble` for what comes after the search."""
 RUN_LABEL = "automonai/run"
 WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
 """With it, and without `workflows.argoproj.io/completed`, `argo logs` and Argo's UI show the trials' lines too."""
@@ -30,6 +33,8 @@ CONTAINER = "main"
 """The name that Argo's log view expects."""
 NEVER_RETRIED_EXIT_CODES = (64, 65, 66, 67)
 """`RunError.exit_code` of all kinds: the run would end the same way again."""
+METRICS_PORT_NAME = "metrics"
+"""Of the container's port, by which a PodMonitor finds it."""
 CACHE_FOLDER = "/cache"
 USER_ID = 65532
 JOB_NAME_LENGTH = 63
@@ -94,6 +99,8 @@ class JobTemplate(Record):
     """Names of Secrets whose keys become the worker's environment: the store's keys."""
     ca_secret: str | None = None
     """A Secret with `ca.crt`, mounted at /etc/automonai/ca: the authority of the store's certificate."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Where the worker shows its metrics to Prometheus; None: nowhere."""
     active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
     """Longest life of a Job, its time in a queue excluded; None: no limit."""
     ttl_seconds: Annotated[int, Field(ge=0)] = 3600
@@ -193,7 +200,7 @@ def job_manifest(
         "template": {
             "metadata": {
                 "labels": _labels(request, template, study=study, owner=owner, is_pod=True),
-                "annotations": dict(template.annotations),
+                "annotations": {**_scraping(template), **template.annotations},
             },
             "spec": _pod_spec(request, template, location=study.location),
         },
@@ -230,14 +237,25 @@ def _labels(
         RUN_LABEL: request.run_id,
         "automonai/attempt": str(request.attempt),
     }
+    labels[RUNG_LABEL] = request.rung
     if isinstance(request, TrainRequest):
-        labels["automonai/trial"] = str(request.run.trial)
-        labels["automonai/rung"] = str(request.run.budget_epochs)
+        labels[TRIAL_LABEL] = str(request.run.trial)
     if owner is not None:
         labels[WORKFLOW_LABEL] = owner.name[:63].rstrip("-.")
     if template.kueue_queue is not None and not is_pod:
         labels[KUEUE_LABEL] = template.kueue_queue
     return labels
+
+
+def _scraping(template: JobTemplate) -> dict[str, str]:
+    """Return the annotations by which a Prometheus without its operator finds a pod."""
+    if template.metrics_port is None:
+        return {}
+    return {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(template.metrics_port),
+        "prometheus.io/path": "/metrics",
+    }
 
 
 def _owner_reference(owner: WorkflowOwner) -> JsonObject:
@@ -303,12 +321,13 @@ def _container(request: TrainRequest | EnsembleRequest, template: JobTemplate, *
     ]
     if template.ca_secret is not None:
         mounts.append({"name": "ca", "mountPath": "/etc/automonai/ca", "readOnly": True})
-    return {
+    arguments: list[JsonValue] = [location, "--cache", CACHE_FOLDER, "--run", request.run_id]
+    container: JsonObject = {
         "name": CONTAINER,
         "image": template.image,
         "imagePullPolicy": template.image_pull_policy,
         "command": ["python", "-m", "automonai.worker"],
-        "args": [location, "--cache", CACHE_FOLDER, "--run", request.run_id],
+        "args": arguments,
         "env": _environment(template),
         "envFrom": [{"secretRef": {"name": name}} for name in template.env_from_secrets],
         "resources": _resources(template),
@@ -319,6 +338,10 @@ def _container(request: TrainRequest | EnsembleRequest, template: JobTemplate, *
         },
         "volumeMounts": mounts,
     }
+    if template.metrics_port is not None:
+        container["args"] = [*arguments, "--metrics-port", str(template.metrics_port)]
+        container["ports"] = [{"name": METRICS_PORT_NAME, "containerPort": template.metrics_port}]
+    return container
 
 
 def _environment(template: JobTemplate) -> list[JsonValue]:
@@ -329,6 +352,7 @@ def _environment(template: JobTemplate) -> list[JsonValue]:
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor",
         "TRITON_CACHE_DIR": "/tmp/triton",
         "PYTHONUNBUFFERED": "1",
+        "AUTOMONAI_LOG_FORMAT": "json",
         **({} if template.ca_secret is None else {"AWS_CA_BUNDLE": "/etc/automonai/ca/ca.crt"}),
         **template.env,
     }

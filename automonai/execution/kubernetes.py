@@ -5,27 +5,28 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from automonai.domain.request import EnsembleRequest, TrainRequest
+from automonai.domain.run import LossCause
 from automonai.errors import ClusterError
 from automonai.execution.cluster_api import CONFLICT, FORBIDDEN, ClusterApi, WatchEvent
 from automonai.execution.cluster_objects import Change, Job, Pod
 from automonai.execution.endings import (
     LEAVING_SECONDS,
-    Cause,
     Limits,
     Loss,
     Sighting,
     disruption_cause,
+    disruption_reason,
+    has_run,
     is_stuck,
     is_worth_deleting,
     loss_of,
     take_note,
 )
-from automonai.execution.executor import Report
+from automonai.execution.executor import Notice, Report
 from automonai.execution.jobs import (
     PART_OF,
     PART_OF_LABEL,
@@ -70,13 +71,19 @@ class _Active:
     refusal: str = ""
     """The quota's words when its Job was refused last."""
     sighting: Sighting = field(default_factory=Sighting)
-    counted: set[str] = field(default_factory=set)
-    """Uids of pods whose disruption is counted."""
+    disrupted: set[str] = field(default_factory=set)
+    """Uids of pods of whose disruption a notice was given."""
+    has_started: bool = False
     is_news: bool = False
     """Whether something was seen since it was last looked at."""
     loss: Loss | None = None
     """Set once it is lost; it is reported when no pod of it can write any more."""
     lost_at: float = 0.0
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Return what a log line says about where it comes from."""
+        return {"run": self.request.run_id}
 
 
 class KubernetesExecutor:
@@ -108,8 +115,6 @@ class KubernetesExecutor:
             owner: The Workflow that owns the Jobs; None: nobody.
             clock: Gives seconds, for the limits on waiting.
         """
-        self.counts: Counter[Cause] = Counter()
-        """How often each cause lost a run; disruptions count even where Kubernetes itself made up for them."""
         self._api, self._store, self._study, self._template = api, store, study, template
         self._slots, self._owner, self._clock = slots, owner, clock
         self._limits = Limits(
@@ -118,6 +123,7 @@ class KubernetesExecutor:
             image_seconds=template.image_seconds,
         )
         self._active: dict[str, _Active] = {}
+        self._notices: list[Notice] = []
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._watchers: tuple[Watcher, ...] = ()
 
@@ -148,6 +154,10 @@ class KubernetesExecutor:
             if reports or wait_seconds <= 0:
                 return reports
             self._take_news(min(TICK_SECONDS, wait_seconds))
+
+    def notices(self) -> list[Notice]:
+        notices, self._notices = self._notices, []
+        return notices
 
     def cancel(self, run_id: str) -> None:
         active = self._active.pop(run_id, None)
@@ -217,7 +227,7 @@ class KubernetesExecutor:
         active.uid, active.failures = job.metadata.uid, 0
         self._note(active, job)
         self._note_pods(active)
-        logger.info("%s adopted as Job %s", active.request.run_id, active.name)
+        logger.info("adopted as Job %s", active.name, extra=active.ids)
 
     def _note_pods(self, active: _Active) -> None:
         for pod in self._api.list("pods", f"{JOB_LABEL}={active.name}").objects:
@@ -234,7 +244,7 @@ class KubernetesExecutor:
         active.next_try_at = self._clock() + pause_seconds(active.failures)
         active.refusal = str(error) if error is not None and error.status == FORBIDDEN else ""
         if error is not None:
-            logger.warning("%s has to wait: %s; trying again", active.request.run_id, error)
+            logger.warning("it has to wait: %s; trying again", error, extra=active.ids)
 
     def _take_news(self, wait_seconds: float) -> None:
         """Take note of all that the watches told, waiting for the first piece of it if need be."""
@@ -284,11 +294,18 @@ class KubernetesExecutor:
             active.sighting.job = thing
             return
         active.sighting.pods[thing.metadata.uid] = thing
-        if thing.condition("DisruptionTarget") is not None and thing.metadata.uid not in active.counted:
-            active.counted.add(thing.metadata.uid)
-            cause = disruption_cause(thing)
-            self.counts[cause] += 1
-            logger.warning("%s: pod %s was taken away: %s", active.request.run_id, thing.metadata.name, cause)
+        if has_run(thing):
+            self._note_start(active)
+        if thing.condition("DisruptionTarget") is not None and thing.metadata.uid not in active.disrupted:
+            active.disrupted.add(thing.metadata.uid)
+            why = f"pod {thing.metadata.name} was taken away: {disruption_reason(thing)}"
+            self._notices.append(Notice(run_id=active.request.run_id, cause=disruption_cause(thing), why=why))
+            logger.warning("%s", why, extra=active.ids)
+
+    def _note_start(self, active: _Active) -> None:
+        if not active.has_started:
+            active.has_started = True
+            self._notices.append(Notice(run_id=active.request.run_id))
 
     def _report_of(self, active: _Active) -> Report | None:
         """Do what is due for a request; return what became of it once that is settled."""
@@ -296,6 +313,8 @@ class KubernetesExecutor:
         self._attend(active)
         take_note(active.sighting, now)
         if self._has_answer(active):
+            if not active.is_answered:  # the Job's end may be heard of before its pod's start
+                self._note_start(active)
             del self._active[run_id]
             return Report(run_id=run_id)
         active.is_news = False
@@ -303,13 +322,13 @@ class KubernetesExecutor:
             active.loss, active.lost_at = self._loss_of(active, now), now
             if active.loss is None:
                 return None
-            self._count(active, active.loss)
+            logger.warning("lost: %s", active.loss.why, extra=active.ids)
             self._keep_log(active)
             self._attend(active)
         if not self._is_settled(active, now):
             return None
         del self._active[run_id]
-        return Report(run_id=run_id, lost=active.loss.why)
+        return Report(run_id=run_id, lost=active.loss.why, cause=active.loss.cause)
 
     def _has_answer(self, active: _Active) -> bool:
         if active.is_answered:
@@ -327,14 +346,10 @@ class KubernetesExecutor:
         if active.uid:
             return None if _lacks_pods(active) else loss_of(active.sighting, self._limits, now)
         if active.refusal and now - active.since >= self._limits.pending_seconds:
-            return Loss(Cause.QUOTA, f"its Job was refused for {self._limits.pending_seconds:.0f} s: {active.refusal}")
+            return Loss(
+                LossCause.QUOTA, f"its Job was refused for {self._limits.pending_seconds:.0f} s: {active.refusal}"
+            )
         return None
-
-    def _count(self, active: _Active, loss: Loss) -> None:
-        is_counted = loss.cause in (Cause.DISRUPTION, Cause.NODE_LOST) and active.counted
-        if not is_counted:
-            self.counts[loss.cause] += 1
-        logger.warning("%s lost: %s", active.request.run_id, loss.why)
 
     def _keep_log(self, active: _Active) -> None:
         pod = active.sighting.newest_pod
@@ -343,7 +358,7 @@ class KubernetesExecutor:
         try:
             log = self._api.pod_log(pod.metadata.name)
         except ClusterError as error:
-            logger.warning("the log of pod %s is not to be had: %s", pod.metadata.name, error)
+            logger.warning("the log of pod %s is not to be had: %s", pod.metadata.name, error, extra=active.ids)
             return
         self._store.put(keys.log(active.request.run_id), log.encode())
 
@@ -351,7 +366,9 @@ class KubernetesExecutor:
         try:
             self._api.delete_job(active.name)
         except ClusterError as error:
-            logger.warning("Job %s could not be deleted and is left to the janitor: %s", active.name, error)
+            logger.warning(
+                "Job %s could not be deleted and is left to the janitor: %s", active.name, error, extra=active.ids
+            )
 
 
 def _note_gone(sighting: Sighting, event: WatchEvent) -> None:

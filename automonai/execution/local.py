@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from automonai.domain.request import EnsembleRequest, TrainRequest
-from automonai.execution.executor import Report
+from automonai.domain.run import LossCause
+from automonai.execution.executor import Notice, Report
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store, place_on_this_machine
 
@@ -54,6 +55,7 @@ class LocalExecutor:
         gpus: tuple[str, ...] = (),
         inherited_lock: int | None = None,
         command: tuple[str, ...] = WORKER_COMMAND,
+        metrics: bool = False,
     ) -> None:
         """Remember the settings; no process starts before the first submit.
 
@@ -65,6 +67,7 @@ class LocalExecutor:
             gpus: CUDA device ids, given to the slots in turn.
             inherited_lock: A file descriptor that workers keep open, so that the study stays locked while any lives.
             command: What a worker is; it gets the study's location and `--cache`.
+            metrics: Whether each worker leaves its metrics beside its log, in `worker-N.prom`.
         """
         self._location = location
         self._store = open_store(location)
@@ -74,7 +77,9 @@ class LocalExecutor:
         self._command = command
         self._gpus = gpus
         self._inherited_lock = inherited_lock
+        self._metrics = metrics
         self._slots = [_Slot(number) for number in range(slots)]
+        self._notices: list[Notice] = []
 
     def free_slots(self) -> int:
         return sum(slot.run_id is None for slot in self._slots)
@@ -87,6 +92,7 @@ class LocalExecutor:
         slot.run_id = request.run_id
         if not self._store.exists(keys.answer(request.run_id)):
             self._hand_over(slot, request.run_id)
+            self._notices.append(Notice(run_id=request.run_id))
 
     def poll(self, timeout_seconds: float) -> list[Report]:
         deadline = time.monotonic() + timeout_seconds
@@ -95,6 +101,10 @@ class LocalExecutor:
             if reports or time.monotonic() >= deadline:
                 return reports
             time.sleep(POLL_SECONDS)
+
+    def notices(self) -> list[Notice]:
+        notices, self._notices = self._notices, []
+        return notices
 
     def cancel(self, run_id: str) -> None:
         for slot in self._slots:
@@ -114,7 +124,7 @@ class LocalExecutor:
         if self._store.exists(keys.answer(slot.run_id)):
             report = Report(run_id=slot.run_id)
         elif ended is not None:
-            report = Report(run_id=slot.run_id, lost=_describe_exit(ended))
+            report = Report(run_id=slot.run_id, lost=_describe_exit(ended), cause=LossCause.CRASH)
         else:
             return None
         slot.run_id = None
@@ -132,13 +142,14 @@ class LocalExecutor:
             slot.process.wait()  # poll() then finds it gone and reports the run as lost
 
     def _start(self, slot: _Slot) -> None:
-        log = place_on_this_machine(self._location) / "workers" / f"worker-{slot.number}.log"
+        log = workers_folder(self._location) / f"worker-{slot.number}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         _release(slot)
         slot.log = log.open("ab")
         inherited = () if self._inherited_lock is None else (self._inherited_lock,)
+        metrics = ("--metrics-file", str(log.with_suffix(".prom"))) if self._metrics else ()
         slot.process = subprocess.Popen(
-            [*self._command, str(self._location), "--cache", str(self._cache_folder)],
+            [*self._command, str(self._location), "--cache", str(self._cache_folder), *metrics],
             stdin=subprocess.PIPE,
             stdout=slot.log,
             stderr=slot.log,
@@ -172,6 +183,11 @@ class LocalExecutor:
         for slot in slots:
             _release(slot)
             slot.run_id = slot.process = None
+
+
+def workers_folder(location: str | Path) -> Path:
+    """Return where the workers of a study leave their logs and metrics on this machine."""
+    return place_on_this_machine(location) / "workers"
 
 
 def _release(slot: _Slot) -> None:

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from automonai.domain.plan import Plan
 from automonai.domain.run import CurvePoint
 from automonai.domain.seeds import derive_seed
+from automonai.domain.tally import Tally
 from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
 from automonai.imaging.augmentation import Augmentation, augment
 from automonai.imaging.patches import PatchReader
 from automonai.learning.checkpoint import Checkpoint, PlateauState, Progress, cpu_state
 from automonai.learning.losses import Loss
+from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.precision import Precision
 from automonai.learning.validation import Validation
 
@@ -204,9 +206,10 @@ def train(
     validate: Callable[[nn.Module], Validation],
     commit: Callable[[Trainer], None],
     stop: threading.Event,
+    meter: Meter = UNMETERED,
     clock: Callable[[], float] = time.monotonic,
-) -> None:
-    """Train to the end of the run; every validation is followed by a commit.
+) -> Tally:
+    """Train to the end of the run and return what was done; every validation is followed by a commit.
 
     Args:
         trainer: Fresh, or restored from a checkpoint.
@@ -215,6 +218,7 @@ def train(
         validate: Scores the averaged network.
         commit: Saves the trainer's state.
         stop: Ends the run after the step at hand.
+        meter: Hears of every step and validation.
         clock: In seconds.
 
     Raises:
@@ -230,11 +234,14 @@ def train(
                 commit(trainer)
                 raise StopRequestedError(f"stopped after step {trainer.progress.step}; the state is saved")
             image_BCXYZ, label_BXYZ = next(batches)
+            pace.begin_step()
             rate = learning_rate(trainer.plan, trainer.progress, pace.total_steps if settings.decay else None)
-            trainer.update(image_BCXYZ, label_BXYZ, learning_rate=rate)
+            loss = trainer.update(image_BCXYZ, label_BXYZ, learning_rate=rate)
             pace.count(trainer.progress)
+            meter.stepped(pace.tally, epoch=trainer.progress.epoch, loss=loss)
             if _ends_epoch(trainer.progress) or trainer.progress.step >= pace.total_steps:
-                _end_epoch(trainer, pace, validate, commit)
+                _end_epoch(trainer, pace, validate=validate, commit=commit, meter=meter)
+    return pace.tally
 
 
 def learning_rate(plan: Plan, progress: Progress, total_steps: int | None) -> float:
@@ -270,8 +277,10 @@ def _ends_epoch(progress: Progress) -> bool:
 def _end_epoch(
     trainer: Trainer,
     pace: _Pace,
+    *,
     validate: Callable[[nn.Module], Validation],
     commit: Callable[[Trainer], None],
+    meter: Meter,
 ) -> None:
     """Close the books of an epoch; validate and commit if it is time or the run is over."""
     progress = trainer.progress
@@ -293,6 +302,7 @@ def _end_epoch(
             dice=scores.dice,
         )
         trainer.progress = stamped.model_copy(update={"curve": (*stamped.curve, point), "is_finished": is_last})
+        meter.validated(pace.tally, point)
         commit(trainer)
         logger.info(
             "epoch=%d loss=%.4f validation_loss=%.4f dice=%.4f seconds=%.1f",
@@ -318,13 +328,33 @@ class _Pace:
         self._clock = clock
         self._seconds_before = start.seconds
         self._began = self._last = clock()
+        self._step_began = self._began
         self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._counted = 0
+        self._seconds = self._data_wait_seconds = self._step_seconds = 0.0
+
+    @property
+    def tally(self) -> Tally:
+        """Return what was done, by the time of the last step or stamp."""
+        return Tally(
+            steps=self._counted,
+            patches=self._counted * self._patches_per_step,
+            seconds=self._seconds,
+            data_wait_seconds=self._data_wait_seconds,
+            step_seconds=self._step_seconds,
+        )
+
+    def begin_step(self) -> None:
+        """Take note that the batch is there: the time since the last step went into waiting for it."""
+        self._step_began = self._clock()
+        self._data_wait_seconds += self._step_began - self._last
 
     def count(self, progress: Progress) -> None:
         """Take a step's time; fit the run's length to the deadline, and hold the run to its cap."""
         now = self._clock()
         self._counted += 1
+        self._seconds = now - self._began
+        self._step_seconds += now - self._step_began
         if self._counted > _WARM_UP_STEPS:
             self._recent.append(now - self._last)
         self._last = now
@@ -339,7 +369,8 @@ class _Pace:
 
     def stamped(self, progress: Progress) -> Progress:
         """Return the progress with the trial's time until now."""
-        return progress.model_copy(update={"seconds": self._seconds_before + self._clock() - self._began})
+        self._seconds = self._clock() - self._began
+        return progress.model_copy(update={"seconds": self._seconds_before + self._seconds})
 
     def is_time_to_validate(self, progress: Progress) -> bool:
         """Whether a validation is due: every so many epochs; in a refit seldom, and not shortly before its end."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +14,9 @@ from torch import nn
 from automonai.domain.dataset import select
 from automonai.domain.plan import Plan, make_plan, training_memory_bytes
 from automonai.domain.request import StudyData, TrainRequest
-from automonai.domain.run import CurvePoint, FailureReason, Result, RunState
+from automonai.domain.run import FailureReason, Result, RunState
 from automonai.domain.seeds import derive_seed
+from automonai.domain.tally import Tally
 from automonai.errors import BadRequestError, DoesNotFitError, RunError, StopRequestedError
 from automonai.imaging.augmentation import Augmentation
 from automonai.imaging.patches import PatchReader
@@ -25,6 +24,8 @@ from automonai.imaging.preprocessing import PreparedCase, prepare_case
 from automonai.learning.checkpoint import Progress, read_checkpoint, write_checkpoint
 from automonai.learning.loop import LoopSettings, Trainer, batch_source, train
 from automonai.learning.losses import make_loss
+from automonai.learning.memory import peak_memory_bytes, reset_peak_memory
+from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.network import build_network
 from automonai.learning.precision import Precision, choose_device, choose_precision, keep_freed_memory
 from automonai.learning.validation import Validation, validate, window_count
@@ -33,8 +34,6 @@ from automonai.storage.store import Store
 
 PROCESS_BYTES = 500 * 2**20
 """Resident memory of a process that has loaded torch and MONAI and trained nothing."""
-
-OnProgress = Callable[[CurvePoint], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def train_run(
     store: Store,
     cache_folder: Path,
     stop: threading.Event,
-    on_progress: OnProgress | None = None,
+    meter: Meter = UNMETERED,
 ) -> Result:
     """Train one trial to one budget on one fold and return its COMPLETE result; the checkpoint is committed before.
 
@@ -62,7 +61,7 @@ def train_run(
         store: The study's folder.
         cache_folder: Of prepared cases; shared by any number of processes.
         stop: Set it to make the run commit and leave.
-        on_progress: Called after each validation's commit.
+        meter: Hears of every step, validation and commit.
 
     Raises:
         BadRequestError: If the fold does not exist, has no cases, or the device cannot do what the spec demands.
@@ -73,7 +72,7 @@ def train_run(
     """
     began = time.monotonic()
     keep_freed_memory()
-    _reset_peak_memory()
+    reset_peak_memory()
     plan = make_plan(request.configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
     device = choose_device(data.execution)
     precision = Precision(device, choose_precision(data.execution, device))
@@ -82,19 +81,9 @@ def train_run(
     trainer = _start(request, plan, precision, len(cases.training), store=store, cache_folder=cache_folder)
     if data.execution.compile:
         trainer.forward = torch.compile(trainer.network)
-    first_step = trainer.progress.step
-    seconds_before = trainer.progress.seconds
     scorer = _Scorer(cases.validation, plan, precision)
-    _train(request, data, trainer, cases, scorer, store=store, stop=stop, began=began, report=on_progress)
-    steps = trainer.progress.step - first_step
-    return _result(
-        request,
-        trainer,
-        scorer,
-        seconds=time.monotonic() - began,
-        session_steps=steps,
-        session_seconds=trainer.progress.seconds - seconds_before,
-    )
+    tally = _train(request, data, trainer, cases, scorer, store=store, stop=stop, began=began, meter=meter)
+    return _result(request, trainer, scorer, tally, seconds=time.monotonic() - began)
 
 
 def failed_result(
@@ -121,28 +110,6 @@ def failed_result(
         peak_memory_bytes=peak_memory_bytes(),
         planned_memory_bytes=planned_memory_bytes,
     )
-
-
-def peak_memory_bytes() -> int:
-    """Return the peak of the GPU's memory since the run began, or of the process's resident memory without a GPU."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _reset_peak_memory() -> None:
-    """Forget the peaks of earlier runs of this process."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-    except OSError:
-        return  # elsewhere than on Linux the peak is the process's
 
 
 def _reason(error: BaseException) -> FailureReason:
@@ -287,8 +254,8 @@ def _train(
     store: Store,
     stop: threading.Event,
     began: float,
-    report: OnProgress | None,
-) -> None:
+    meter: Meter,
+) -> Tally:
     plan = trainer.plan
     augmentation = Augmentation.of(plan)
     reader = PatchReader(cases.training, plan, seed=request.seed, margin_voxels=augmentation.margin_voxels)
@@ -304,27 +271,18 @@ def _train(
 
     def commit(state: Trainer) -> None:
         manifest_key = keys.checkpoint_manifest(request.run_id)
-        write_checkpoint(state.checkpoint(), store=store, manifest_key=manifest_key)
-        if report is not None and state.progress.curve:
-            report(state.progress.curve[-1])
+        commit_began = time.monotonic()
+        manifest = write_checkpoint(state.checkpoint(), store=store, manifest_key=manifest_key)
+        meter.committed(seconds=time.monotonic() - commit_began, size_bytes=manifest.bytes)
 
     make_batch = batch_source(reader, augmentation, seed=request.seed, device=trainer.precision.device)
-    train(trainer, make_batch, settings=settings, validate=scorer, commit=commit, stop=stop)
+    return train(trainer, make_batch, settings=settings, validate=scorer, commit=commit, stop=stop, meter=meter)
 
 
-def _result(
-    request: TrainRequest,
-    trainer: Trainer,
-    scorer: _Scorer,
-    *,
-    seconds: float,
-    session_steps: int,
-    session_seconds: float,
-) -> Result:
+def _result(request: TrainRequest, trainer: Trainer, scorer: _Scorer, tally: Tally, *, seconds: float) -> Result:
     progress, plan = trainer.progress, trainer.plan
     last = progress.curve[-1]
     loss = last.validation_loss if request.objective == "loss" else 1 - last.mean_dice
-    rate = session_seconds / session_steps if session_steps else None
     return Result(
         run_id=request.run_id,
         state=RunState.COMPLETE,
@@ -332,9 +290,11 @@ def _result(
         curve=progress.curve,
         epochs=progress.epoch - progress.origin_step // progress.steps_per_epoch,
         seconds=seconds,
-        seconds_per_epoch=None if rate is None else rate * progress.steps_per_epoch,
+        seconds_per_epoch=tally.seconds / tally.steps * progress.steps_per_epoch if tally.steps else None,
         prediction_seconds_per_case=scorer.seconds_per_case,
-        patches_per_second=None if rate is None else plan.batch_size / rate,
+        steps=tally.steps,
+        data_wait_seconds=tally.data_wait_seconds,
+        patches_per_second=tally.patches_per_second,
         peak_memory_bytes=peak_memory_bytes(),
         planned_memory_bytes=planned_bytes(plan, trainer.precision),
         parameters=plan.parameters,

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from automonai.domain.events import Event
 from automonai.domain.records import Record
-from automonai.errors import CorruptObjectError
+from automonai.errors import CorruptObjectError, ObjectNotFoundError
 from automonai.storage import keys
 from automonai.storage.store import Store
 
@@ -44,6 +44,23 @@ class Journal:
         self._last = len(names)
         with ThreadPoolExecutor(READERS) as pool:
             return [event for entry in pool.map(self._entry, names) for event in entry.events]
+
+    def read_new(self) -> list[Event]:
+        """Return the events that were written since the last call of `read` or of this; it asks for no older ones.
+
+        Raises:
+            CorruptObjectError: If an entry does not hold events of a known version.
+        """
+        if self._last is None:
+            return self.read()
+        events: list[Event] = []
+        while True:
+            try:
+                entry = self._entry(keys.journal_entry(self._last + 1))
+            except ObjectNotFoundError:
+                return events
+            self._last += 1
+            events += entry.events
 
     def append(self, *events: Event) -> None:
         """Write events; after return they survive a crash."""

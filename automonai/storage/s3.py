@@ -31,6 +31,7 @@ from automonai.errors import (
     StoreAccessError,
 )
 from automonai.storage.local import check_key, sha256_of, write_whole
+from automonai.storage.observing import Operation, observed
 from automonai.storage.retrying import Retrying
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _TRANSIENT_CODES = frozenset(
     {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "SlowDownRead", "SlowDownWrite"}
 )
+_VERBS = {"head": "look at"}
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject"})
 _REMEDIES = {
     "AccessDenied": "the account needs s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on that bucket",
@@ -186,7 +188,7 @@ class S3Store:
                 self._verify(key, hashlib.sha256(content).hexdigest(), response.headers)
                 return content
 
-        return self._request("get", key, read)
+        return self._request("get", key, read, received_bytes=len)
 
     def put(self, key: str, content: bytes) -> None:
         name = self._name(key)
@@ -204,7 +206,7 @@ class S3Store:
                 num_parallel_uploads=PARALLEL_PARTS,
             )
 
-        self._request("put", key, write)
+        self._request("put", key, write, sent_bytes=len(content))
 
     def exists(self, key: str) -> bool:
         return self._headers(key) is not None
@@ -237,10 +239,10 @@ class S3Store:
                 num_parallel_uploads=PARALLEL_PARTS,
             )
 
-        self._request("put", key, write)
+        self._request("put", key, write, sent_bytes=source.stat().st_size)
 
     def download(self, key: str, destination: Path) -> None:
-        def read() -> None:
+        def read() -> int:
             with self._opened(key) as response:
                 digest = hashlib.sha256()
 
@@ -251,8 +253,9 @@ class S3Store:
                     self._verify(key, digest.hexdigest(), response.headers)
 
                 write_whole(destination, copy)
+                return destination.stat().st_size
 
-        self._request("get", key, read)
+        self._request("get", key, read, received_bytes=int)
 
     def delete(self, key: str) -> None:
         name = self._name(key)
@@ -300,7 +303,7 @@ class S3Store:
         """Return an object's headers, or None if there is no object."""
         name = self._name(key)
         try:
-            found = self._request("look at", key, lambda: self._client.stat_object(self.location.bucket, name))
+            found = self._request("head", key, lambda: self._client.stat_object(self.location.bucket, name))
         except ObjectNotFoundError:
             return None
         return found.metadata or {}
@@ -312,15 +315,34 @@ class S3Store:
                 f"{self.location}/{key}: SHA-256 is {found}, expected {expected}; restore the object or delete it"
             )
 
-    def _request(self, verb: str, key: str, work: Callable[[], T]) -> T:
-        """Do one request, again and again if need be.
+    def _request(
+        self,
+        operation: Operation,
+        key: str,
+        work: Callable[[], T],
+        *,
+        sent_bytes: int = 0,
+        received_bytes: Callable[[T], int] = lambda _: 0,
+    ) -> T:
+        """Do one request, again and again if need be; each try is told to `observing`.
 
         Raises:
             StorageError: If it fails; see `_explained`.
             StoreAccessError: If what was asked is not allowed or misses its bucket.
         """
+
+        def attempt() -> T:
+            return observed(
+                work,
+                operation=operation,
+                code_of=_code,
+                sent_bytes=sent_bytes,
+                received_bytes=received_bytes,
+            )
+
+        verb = _VERBS.get(operation, operation)
         try:
-            return self._retrying.call(work, transient=self._transient)
+            return self._retrying.call(attempt, transient=self._transient)
         except (MinioException, HTTPError, _NoIdentityError) as error:
             raise self._explained(error, f"{verb} {self.location.name(key)}") from error
 
@@ -439,3 +461,17 @@ def _kind(error: Exception) -> str:
         case ServerError() | InvalidResponseError():
             return f"status {_status(error)}"
     return type(error).__name__
+
+
+def _code(error: Exception) -> str:
+    """Return how metrics call a failed try: by its answer's HTTP status where there was one."""
+    match error:
+        case S3Error():
+            return str(error.response.status)
+        case ServerError() | InvalidResponseError():
+            return str(_status(error))
+        case _NoIdentityError():
+            return "no_identity"
+        case CorruptObjectError():
+            return "corrupt"
+    return "unanswered" if isinstance(error, HTTPError) else "error"

@@ -13,8 +13,8 @@ from fake_cluster import FakeCluster
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.request import EnsembleResult, TrainRequest
-from automonai.domain.run import Result, Run, RunState
-from automonai.execution.executor import Executor, Report
+from automonai.domain.run import LossCause, Result, Run, RunState
+from automonai.execution.executor import Executor, Notice, Report
 from automonai.execution.fake import FakeExecutor, VirtualClock
 from automonai.execution.jobs import JobTemplate, StudyHandle
 from automonai.execution.kubernetes import KubernetesExecutor
@@ -107,6 +107,37 @@ def test_a_request_ends_with_its_result_in_the_store(make: Make, store: Store) -
     executor.submit(request(1))
     assert ends(executor, 1) == [Report(run_id=request(1).run_id)]
     assert Result.model_validate_json(store.get(keys.result(request(1).run_id))).loss == 0.5
+
+
+def test_a_start_is_told_once_and_no_later_than_its_end(make: Make) -> None:
+    executor = make()
+    executor.submit(request(1))
+    assert len(ends(executor, 1)) == 1
+    assert executor.notices() == [Notice(run_id=request(1).run_id)]
+    assert executor.notices() == []
+
+
+def test_a_run_that_is_submitted_again_after_its_loss_is_started_again(make: Make) -> None:
+    executor = make()
+    for attempt in (0, 1):
+        executor.submit(request(CRASHED).model_copy(update={"attempt": attempt}))
+        assert [report.cause for report in ends(executor, 1)] == [LossCause.CRASH]
+        assert executor.notices() == [Notice(run_id=request(CRASHED).run_id)]
+
+
+def test_a_request_that_has_its_answer_already_is_not_started(make: Make, store: Store) -> None:
+    result = Result(run_id=request(1).run_id, state=RunState.COMPLETE, loss=0.5)
+    store.put(keys.result(result.run_id), result.model_dump_json().encode())
+    executor = make()
+    executor.submit(request(1))
+    assert ends(executor, 1) == [Report(run_id=request(1).run_id)]
+    assert executor.notices() == []
+
+
+def test_a_report_has_a_cause_if_and_only_if_it_tells_of_a_loss() -> None:
+    for words, cause in (("exit code 3", None), (None, LossCause.CRASH)):
+        with pytest.raises(ValueError, match="or neither"):
+            Report(run_id="x", lost=words, cause=cause)
 
 
 def test_slots_are_taken_by_submit_and_freed_by_the_report(make: Make) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,14 @@ import torch
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.request import StudyData, TrainRequest
-from automonai.domain.run import CurvePoint, Result, Run
+from automonai.domain.run import Result, Run
 from automonai.domain.splitting import make_split
 from automonai.errors import StopRequestedError
 from automonai.imaging.checking import check_dataset
 from automonai.imaging.fingerprinting import fingerprint
 from automonai.imaging.phantom import write_phantom
 from automonai.learning.checkpoint import Checkpoint, read_checkpoint
+from automonai.learning.metering import UNMETERED, Meter, Unmetered
 from automonai.learning.training import train_run
 from automonai.spec import ExecutionSpec, TrainingSpec
 from automonai.storage import keys
@@ -55,7 +55,7 @@ class Trial:
         *,
         resume_from: str | None = None,
         stop: threading.Event | None = None,
-        on_progress: Callable[[CurvePoint], None] | None = None,
+        meter: Meter = UNMETERED,
     ) -> Result:
         request = TrainRequest(
             run=Run(trial=0, budget_epochs=epochs), configuration=CONFIGURATION, seed=7, resume_from=resume_from
@@ -66,12 +66,20 @@ class Trial:
             store=self.store,
             cache_folder=self.folder,
             stop=stop or threading.Event(),
-            on_progress=on_progress,
+            meter=meter,
         )
 
     def end(self, epochs: int) -> Checkpoint:
         run_id = Run(trial=0, budget_epochs=epochs).id
         return read_checkpoint(self.store, keys.checkpoint_manifest(run_id), self.folder)
+
+
+class StopsAfterCommit(Unmetered):
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+
+    def committed(self, *, seconds: float, size_bytes: int) -> None:
+        self.stop.set()
 
 
 def assert_same(one: Checkpoint, two: Checkpoint) -> None:
@@ -100,7 +108,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_own_checkpoint(data: StudyData,
     stopped, whole = Trial(data, tmp_path), Trial(data, tmp_path)
     stop = threading.Event()
     with pytest.raises(StopRequestedError):
-        stopped.run(4, stop=stop, on_progress=lambda _: stop.set())
+        stopped.run(4, stop=stop, meter=StopsAfterCommit(stop))
     result = stopped.run(4)
     whole.run(4)
     assert_same(stopped.end(4), whole.end(4))

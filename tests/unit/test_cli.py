@@ -12,7 +12,7 @@ import studies
 import yaml
 from script_loading import load_script
 
-from automonai import api
+from automonai import api, cluster_cli, watching
 from automonai.cli import cli, main
 from automonai.domain.events import RunFinished, StudyEnded
 from automonai.errors import AutoMonaiError, DatasetError
@@ -146,6 +146,95 @@ def test_status_shows_rungs_the_best_and_what_comes_next(study: Path, capsys: py
 def test_status_as_json_is_the_summary(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(study), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["study"] == "test"
+
+
+def with_journal_of(study: Path, folder: Path, *, entries: int) -> Path:
+    """Return a folder that holds a study as it was after so many entries of its journal."""
+    there, here = LocalStore(study), LocalStore(folder)
+    here.put(keys.DATA, there.get(keys.DATA))
+    for number in range(1, entries + 1):
+        here.put(keys.journal_entry(number), there.get(keys.journal_entry(number)))
+    return folder
+
+
+def test_a_watch_shows_what_is_written_meanwhile_and_ends_with_the_summary(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = len(list(LocalStore(study).list(keys.JOURNAL)))
+    running = with_journal_of(study, tmp_path / "running", entries=entries - 2)
+
+    def go_on(seconds: float) -> None:
+        with_journal_of(study, running, entries=len(list(LocalStore(running).list(keys.JOURNAL))) + 1)
+
+    monkeypatch.setattr(watching, "sleep", go_on)
+    assert main(["status", str(running), "--watch"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("test: choosing and testing the ensemble")
+    said = [line.partition("  ")[2] for line in lines if "ensemble of" in line or "study done" in line]
+    assert said == ["ensemble of 4 networks chosen", "study done: the ensemble is chosen"]
+    assert lines[-1] == f"next     automonai predict {running} IMAGES... --output DIR"
+
+
+def test_a_watch_of_a_study_that_is_over_shows_it_and_ends(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(study), "--watch"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("test: over\n")
+    assert " d " not in shown  # the days that have passed since then are not spent on it
+    assert f"automonai predict {study}" in shown
+
+
+def test_a_watch_ends_with_1_when_no_configuration_could_be_trained(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watching, "follow", lambda *_, **__: summary_of(succeeded=False))
+    assert main(["status", str(study), "--watch"]) == 1
+    assert "that is why" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_a_watch_with_130_and_one_line(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watching, "sleep", interrupt)
+    running = with_journal_of(study, tmp_path / "running", entries=3)
+    assert main(["status", str(running), "--watch"]) == 130
+    assert capsys.readouterr().err == "no longer watching; the study was left as it is\n"
+
+
+def test_a_watch_of_no_study_is_told_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path), "--watch"]) == 2
+    assert "there is no study" in capsys.readouterr().err
+
+
+def test_watch_and_json_exclude_each_other(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(study), "--watch", "--json"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("call", [["status", "nowhere"], ["status", "a", "--watch", "--json"], ["frob"]])
+def test_where_lines_are_json_errors_are_too(
+    call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pythonjsonlogger", reason="needs the extra automonai[cluster]")
+    message = tmp_path / "termination-log"
+    message.touch()
+    monkeypatch.setattr(cluster_cli, "TERMINATION_FILE", message)
+    monkeypatch.setenv("AUTOMONAI_LOG_FORMAT", "json")
+    assert main(call) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    fields = json.loads(line)
+    assert fields["level"] == "ERROR"
+    assert fields["message"] == message.read_text()
+
+
+def test_an_unknown_log_format_is_told_with_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOMONAI_LOG_FORMAT", "yaml")
+    assert main(["status", "nowhere"]) == 2
+    assert "AUTOMONAI_LOG_FORMAT is 'yaml'" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_a_search_says_how_to_go_on(

@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
 from fake_cluster import FakeCluster
+from scraping import free_port, scrape, value
 from studies import choose, make_data, train
 
 from automonai import api, cluster_steps
@@ -57,11 +58,24 @@ def test_surroundings_come_from_the_environment() -> None:
             "AUTOMONAI_WORKFLOW_UID": "u",
             "AUTOMONAI_JOB_TEMPLATE": "/etc/job.yaml",
             "ARGO_PROGRESS_FILE": "/tmp/progress",
+            "AUTOMONAI_METRICS_PORT": "9109",
         }
     )
+    assert here.metrics_port == 9109
     assert (here.store, here.namespace, here.workflow, here.workflow_uid) == ("s3://b", "n", "w", "u")
     assert (here.job_template, here.progress_file) == (Path("/etc/job.yaml"), Path("/tmp/progress"))
     assert Surroundings.from_environment({}).namespace == "automonai"
+
+
+def test_no_metrics_are_shown_where_the_port_is_not_set_or_empty() -> None:
+    assert Surroundings.from_environment({}).metrics_port is None
+    assert Surroundings.from_environment({"AUTOMONAI_METRICS_PORT": ""}).metrics_port is None
+
+
+@pytest.mark.parametrize("text", ["metrics", "0", "65536", "-1"])
+def test_a_faulty_port_of_metrics_is_told(text: str) -> None:
+    with pytest.raises(SpecError, match="AUTOMONAI_METRICS_PORT is"):
+        Surroundings.from_environment({"AUTOMONAI_METRICS_PORT": text})
 
 
 def loaded_by(modules: str) -> set[str]:
@@ -201,6 +215,17 @@ def test_a_search_ends_with_an_ensemble_its_report_and_its_progress(bench: Bench
     assert bench.cluster.objects["leases"][lease_name("brain")]["spec"]["holderIdentity"] == ""
     output = cluster_steps.report(bench.parameters, output=bench.folder / "page.html", surroundings=bench.here)
     assert output.read_bytes() == bench.store.get(keys.REPORT_HTML)
+
+
+def test_a_search_shows_its_metrics_while_it_runs(bench: Bench) -> None:
+    bench.start()
+    port, seen = free_port(), []
+    here = bench.here.model_copy(update={"metrics_port": port})
+    watch = Watching(after=1, act=lambda: seen.append(scrape(port)))
+    assert cluster_steps.search(bench.parameters, watch=watch, surroundings=here, api=bench.cluster.api()) == 0
+    assert value(seen[0], "automonai_study_info", study="brain") == 1
+    with pytest.raises(OSError, match="refused"):
+        scrape(port)
 
 
 def test_a_search_before_its_check_says_so(bench: Bench) -> None:

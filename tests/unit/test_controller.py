@@ -5,11 +5,12 @@ from studies import Bench, SeededSampler, make_spec, train
 
 from automonai.domain.bracket import hyperband_bracket
 from automonai.domain.configuration import Configuration
-from automonai.domain.events import Event, SessionStarted
+from automonai.domain.events import Event, RunDisrupted, RunFinished, RunQueued, RunStarted, SessionStarted
 from automonai.domain.request import TrainRequest
-from automonai.domain.run import FailureReason, Origin, Purpose, Result, RunState
+from automonai.domain.run import FailureReason, LossCause, Origin, Purpose, Result, RunState
 from automonai.domain.study import Study
-from automonai.execution.executor import Report
+from automonai.execution.executor import Notice, Report
+from automonai.execution.fake import FakeExecutor
 from automonai.search.sampler import History, Proposal
 from automonai.spec import SamplerName, StudySpec
 from automonai.storage import keys
@@ -163,9 +164,56 @@ def test_a_lost_run_is_queued_again_and_is_not_a_bad_configuration() -> None:
     record = study.runs[lost[0]]
     assert record.state is RunState.COMPLETE
     assert record.losses == 2
+    assert study.losses == {LossCause.CRASH: 2}
     assert len([note for note in study.notes if "lost" in note[1]]) == 2
     expected = story(Bench(make_spec(iterations=1)).run())
     assert {t["number"] for t in story(study)["trials"]} == {t["number"] for t in expected["trials"]}
+
+
+def test_every_run_and_the_ensemble_start_once_between_their_queueing_and_their_end() -> None:
+    bench = Bench(make_spec(parallel=3, iterations=1))
+    study, steps = bench.run(), {}
+    for event in Journal(bench.store).read():
+        if isinstance(event, RunQueued | RunFinished):
+            steps.setdefault(event.run.id, []).append(event.kind)
+        elif isinstance(event, RunStarted):
+            steps.setdefault(event.run_id, []).append(event.kind)
+    assert steps.pop("ensemble") == ["run_started"]
+    assert steps.keys() == study.runs.keys()
+    assert set(map(tuple, steps.values())) == {("run_queued", "run_started", "run_finished")}
+
+
+def test_a_start_that_is_told_to_a_successor_again_is_written_down_once() -> None:
+    undisturbed = Bench(make_spec(iterations=1))
+    undisturbed.run()
+    for event in range(2, count_events(undisturbed.store)):
+        bench = Bench(make_spec(iterations=1))
+        with pytest.raises(Killed):
+            bench.run(journal=DyingJournal(bench.store, at=event, before=False))
+        assert bench.run().sessions == 2
+        started = [event.run_id for event in Journal(bench.store).read() if isinstance(event, RunStarted)]
+        assert len(started) == len(set(started))
+
+
+def test_a_disruption_that_is_told_to_a_successor_again_counts_once_and_the_run_goes_on() -> None:
+    bench = Bench(make_spec(iterations=1))
+    notice = Notice(run_id="trial-0000-epochs-0001-fold-0", cause=LossCause.DISRUPTION, why="pod a was taken away")
+
+    def disrupted_executor() -> FakeExecutor:
+        executor = bench.executor()
+        executor.notices = lambda: [Notice(run_id=notice.run_id), notice] if executor.trained else []  # type: ignore[method-assign]
+        return executor
+
+    with pytest.raises(Killed):
+        bench.run(executor=disrupted_executor(), journal=DyingJournal(bench.store, at=6, before=False))
+    killed = Study.replay(Journal(bench.store).read())
+    assert killed.runs[notice.run_id].state is RunState.RUNNING
+    assert [record.run.id for record in killed.open_runs] == [notice.run_id]
+    study = bench.run(executor=disrupted_executor())
+    assert [event.why for event in Journal(bench.store).read() if isinstance(event, RunDisrupted)] == [notice.why]
+    assert study.disruptions == {LossCause.DISRUPTION: 1}
+    assert study.runs[notice.run_id].losses == 0
+    assert study.runs[notice.run_id].state is RunState.COMPLETE
 
 
 def test_a_run_lost_too_often_fails_without_a_loss_and_the_study_goes_on() -> None:

@@ -1,6 +1,14 @@
+import json
+import logging
+import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -10,7 +18,10 @@ import automonai.worker
 from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, Result, Run, RunState
+from automonai.domain.tally import Tally
 from automonai.errors import CorruptObjectError, NonFiniteLossError, StopRequestedError
+from automonai.learning.metering import Meter
+from automonai.observability import logs
 from automonai.storage import keys
 from automonai.storage.memory import MemoryStore
 
@@ -49,6 +60,38 @@ def test_a_run_leaves_its_result_and_its_log(store: MemoryStore, monkeypatch: py
     assert serve(store) == 0
     assert Result.model_validate_json(store.get(keys.result(REQUEST.run_id))).state is RunState.COMPLETE
     assert store.exists(keys.log(REQUEST.run_id))
+
+
+def test_a_runs_stored_log_is_text_with_its_id_where_standard_error_is_json(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pythonjsonlogger", reason="needs the extra automonai[cluster]")
+    monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
+    logs.set_up(level=logging.INFO)
+    patch_training(monkeypatch, None)
+    serve(store)
+    fields = json.loads(capsys.readouterr().err)
+    assert (fields["run"], fields["level"]) == (REQUEST.run_id, "INFO")
+    assert fields["logger"] == "automonai.worker"
+    assert store.get(keys.log(REQUEST.run_id)).decode().endswith(f"{REQUEST.run_id}: {fields['message']}\n")
+
+
+def test_a_fault_that_is_not_the_runs_ends_the_worker_with_1_and_a_line_that_names_study_and_run(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("pythonjsonlogger", reason="needs the extra automonai[cluster]")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # no torch
+    ended = subprocess.run(
+        [sys.executable, "-m", "automonai.worker", str(tmp_path / "brain"), "--cache", str(tmp_path), "--run", "a-run"],
+        env=environment | {logs.FORMAT_VARIABLE: "json"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    fields = json.loads(ended.stderr)
+    assert ended.returncode == 1
+    assert (fields["level"], fields["study"], fields["run"]) == ("CRITICAL", "brain", "a-run")
+    assert "no such object" in fields["exception"]
 
 
 def test_a_run_that_has_its_result_is_not_trained_again(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +134,81 @@ def test_a_fault_of_the_infrastructure_is_no_result(
     with pytest.raises(type(error)):
         serve(store)
     assert not store.exists(keys.result(REQUEST.run_id))
+
+
+def patch_main(monkeypatch: pytest.MonkeyPatch, store: MemoryStore) -> None:
+    monkeypatch.setattr(automonai.worker, "open_store", lambda _: store)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+
+def main(tmp_path: Path, *options: str) -> int:
+    arguments = ["s3://bucket/studies/brain", "--cache", str(tmp_path), "--run", REQUEST.run_id, *options]
+    return automonai.worker.main(arguments)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_a_run_at_hand_is_shown_to_prometheus_with_its_labels(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, port: int
+) -> None:
+    import automonai.learning.training
+
+    seen = []
+
+    def train_run(request: TrainRequest, data: object, *, meter: Meter, **options: object) -> Result:
+        meter.stepped(Tally(steps=5, patches=10, seconds=4.0), epoch=1, loss=0.5)
+        seen.append(urllib.request.urlopen(f"http://localhost:{port}/metrics").read().decode())
+        return train(request)
+
+    patch_main(monkeypatch, store)
+    monkeypatch.setattr(automonai.learning.training, "train_run", train_run)
+    assert main(tmp_path, "--metrics-port", str(port)) == 0
+    assert 'automonai_train_steps_total{rung="1",study="brain",trial="1"} 5.0' in seen[0]
+    assert 'automonai_storage_requests_total{code="2xx",operation="put",rung="1",study="brain",trial="1"}' in seen[0]
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://localhost:{port}/metrics")
+
+
+def test_a_port_in_use_is_a_warning_and_the_run_is_done(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    patch_main(monkeypatch, store)
+    patch_training(monkeypatch, None)
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        port = server.getsockname()[1]
+        assert main(tmp_path, "--metrics-port", str(port)) == 0
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        f"no metrics by HTTP: metrics cannot be shown at port {port}: another program uses it; name another one"
+    ]
+    assert store.exists(keys.result(REQUEST.run_id))
+
+
+def test_the_metrics_file_is_gone_before_the_result_is_there(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import automonai.learning.training
+
+    file, found = tmp_path / "worker-0.prom", {}
+
+    def train_run(request: TrainRequest, data: object, **options: object) -> Result:
+        deadline = time.monotonic() + 10
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        found["training"] = file.exists()
+        return train(request)
+
+    def put(key: str, content: bytes) -> None:
+        found[key] = file.exists()
+
+    patch_main(monkeypatch, store)
+    monkeypatch.setattr(automonai.learning.training, "train_run", train_run)
+    monkeypatch.setattr(store, "put", put)
+    assert main(tmp_path, "--metrics-file", str(file)) == 0
+    assert (found["training"], found[keys.result(REQUEST.run_id)]) == (True, False)
 
 
 def test_the_controller_needs_no_torch() -> None:

@@ -228,6 +228,8 @@ The file is text to Helm: Argo's double braces are not rendered.
   "gpuCount" (toString (int $root.Values.trial.gpu.count))
   "parallelRuns" (toString (int $root.Values.workflow.parallelRuns))
   "workflowKeepSeconds" (int $root.Values.workflow.keepSeconds)
+  "metricsPort" (ternary "9109" "" $root.Values.metrics.enabled)
+  "metricsScraped" (toString $root.Values.metrics.enabled)
   "stepPodPatch" (include "automonai.stepPatch" $root)
   "trialPodPatch" (include "automonai.trialPatch" $root)
 -}}

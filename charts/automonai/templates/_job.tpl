@@ -52,6 +52,9 @@ env_from_secrets: [{{ include "automonai.storeSecret" . }}]
 {{- with .Values.s3.caSecret }}
 ca_secret: {{ . }}
 {{- end }}
+{{- if .Values.metrics.enabled }}
+metrics_port: 9109
+{{- end }}
 {{- if not (kindIs "invalid" $trial.activeDeadlineSeconds) }}
 active_deadline_seconds: {{ int $trial.activeDeadlineSeconds }}
 {{- end }}

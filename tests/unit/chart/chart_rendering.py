@@ -9,7 +9,7 @@ from typing import Any
 
 CHART = Path(__file__).parents[3] / "charts" / "automonai"
 VALUES = Path(__file__).parent / "values"
-APIS = ("argoproj.io/v1alpha1/WorkflowTemplate", "kueue.x-k8s.io/v1beta1")
+APIS = ("argoproj.io/v1alpha1/WorkflowTemplate", "kueue.x-k8s.io/v1beta1", "monitoring.coreos.com/v1")
 
 Object = dict[str, Any]
 Helm = Callable[..., subprocess.CompletedProcess[str]]

@@ -22,6 +22,24 @@ KINDS = {
     "RoleBinding": client.V1RoleBinding,
     "Pod": client.V1Pod,
 }
+_META = {"name": {}, "namespace": {}, "labels": {}, "annotations": {}}
+_SELECTOR = {"matchLabels": {}, "matchExpressions": {"key": {}, "operator": {}, "values": {}}}
+_RELABELING = dict.fromkeys(
+    ("sourceLabels", "separator", "targetLabel", "regex", "modulus", "replacement", "action"), {}
+)
+_ENDPOINT: dict[str, Any] = {
+    **dict.fromkeys(("port", "path", "scheme", "interval", "scrapeTimeout", "honorLabels", "honorTimestamps"), {}),
+    "relabelings": _RELABELING,
+    "metricRelabelings": _RELABELING,
+}
+_RULE = dict.fromkeys(("record", "alert", "expr", "for", "keep_firing_for", "labels", "annotations"), {})
+OPERATOR_KINDS: dict[str, dict[str, Any]] = {
+    "PodMonitor": {"selector": _SELECTOR, "namespaceSelector": {}, "podMetricsEndpoints": _ENDPOINT},
+    "PrometheusRule": {"groups": {"name": {}, "interval": {}, "limit": {}, "rules": _RULE}},
+}
+"""Fields of Prometheus' operator's monitoring.coreos.com/v1 (its docs/api-reference/api.md), as far as we may use them.
+Empty: whatever stands there.
+"""
 
 
 def unknown_fields(document: dict[str, Any]) -> list[str]:
@@ -30,6 +48,9 @@ def unknown_fields(document: dict[str, Any]) -> list[str]:
         parsed = argo.WorkflowTemplate.model_validate(document)
         kept = parsed.model_dump(by_alias=True, exclude_none=True, mode="json")
         return sorted(_missing(document, kept, document["kind"]))
+    if document["kind"] in OPERATOR_KINDS:
+        known = {"apiVersion": {}, "kind": {}, "metadata": _META, "spec": OPERATOR_KINDS[document["kind"]]}
+        return sorted(_beyond(document, known, document["kind"]))
     return sorted(_unknown(document, KINDS[document["kind"]].__name__, document["kind"]))
 
 
@@ -55,6 +76,15 @@ def _unknown(value: Any, type_name: str, path: str) -> list[str]:
         if key in names:
             found += _unknown(item, model.openapi_types[names[key]], f"{path}.{key}")
     return found
+
+
+def _beyond(value: Any, known: dict[str, Any], path: str) -> list[str]:
+    if isinstance(value, list):
+        return [found for item in value for found in _beyond(item, known, f"{path}[]")]
+    if not known or not isinstance(value, dict):
+        return []
+    found = [f"{path}.{key}" for key in value if key not in known]
+    return found + [one for key in value if key in known for one in _beyond(value[key], known[key], f"{path}.{key}")]
 
 
 def _missing(value: Any, kept: Any, path: str) -> list[str]:

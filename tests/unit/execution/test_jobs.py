@@ -47,6 +47,7 @@ FULL = JobTemplate(
     env={"OMP_NUM_THREADS": "4"},
     env_from_secrets=("automonai-s3",),
     ca_secret="store-ca",
+    metrics_port=9109,
     active_deadline_seconds=86400,
 )
 
@@ -108,6 +109,30 @@ def test_kueue_labels_the_job_and_not_its_pod() -> None:
     label = "kueue.x-k8s.io/queue-name"
     assert made["metadata"]["labels"][label] == "research"
     assert label not in made["spec"]["template"]["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("one", "rung"),
+    [
+        (request(), "9"),
+        (request(purpose=Purpose.REFIT), "refit"),
+        (EnsembleRequest(candidates=(Member(run_id="x", trial=0, fold=0, checkpoint="x"),)), "ensemble"),
+    ],
+)
+def test_a_pod_says_on_which_rung_it_is(one: TrainRequest | EnsembleRequest, rung: str) -> None:
+    made: dict[str, Any] = job_manifest(one, FULL, study=STUDY, owner=OWNER)
+    assert made["spec"]["template"]["metadata"]["labels"]["automonai/rung"] == rung
+
+
+def test_prometheus_finds_a_pod_by_its_port_or_by_annotations_and_not_where_metrics_are_off() -> None:
+    pod = manifest(FULL)["spec"]["template"]
+    assert pod["spec"]["containers"][0]["ports"] == [{"name": "metrics", "containerPort": 9109}]
+    assert pod["spec"]["containers"][0]["args"][-2:] == ["--metrics-port", "9109"]
+    assert pod["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    assert pod["metadata"]["annotations"]["prometheus.io/port"] == "9109"
+    silent = manifest(JobTemplate(image="trainer:1"))["spec"]["template"]
+    assert silent["metadata"]["annotations"] == {}
+    assert "ports" not in silent["spec"]["containers"][0]
 
 
 def test_a_job_without_a_workflow_has_no_owner() -> None:

@@ -13,10 +13,9 @@ from fake_cluster import FakeCluster
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
-from automonai.domain.run import FailureReason, Result, Run, RunState
+from automonai.domain.run import FailureReason, LossCause, Result, Run, RunState
 from automonai.errors import ClusterError
-from automonai.execution.endings import Cause
-from automonai.execution.executor import Report
+from automonai.execution.executor import Notice, Report
 from automonai.execution.jobs import JobTemplate, StudyHandle, WorkflowOwner
 from automonai.execution.kubernetes import KubernetesExecutor
 from automonai.storage import keys
@@ -91,12 +90,23 @@ def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
         time.sleep(0.01)
 
 
-def lost(executor: KubernetesExecutor) -> str:
+def lost(executor: KubernetesExecutor, cause: LossCause | None = None) -> str:
     """Return why the only run is lost."""
     reports = executor.poll(5.0)
     assert len(reports) == 1
     assert reports[0].lost is not None
+    assert cause in (None, reports[0].cause)
     return reports[0].lost
+
+
+def news(executor: KubernetesExecutor) -> list[Notice]:
+    """Return what is told of a run that goes on."""
+    assert executor.poll(0.0) == []
+    return executor.notices()
+
+
+def disruptions(notices: list[Notice]) -> int:
+    return sum(notice.cause is LossCause.DISRUPTION and "EvictionByEvictionAPI" in notice.why for notice in notices)
 
 
 def settle(executor: KubernetesExecutor) -> list[Report]:
@@ -113,7 +123,6 @@ def test_the_store_decides_what_a_run_came_to(bench: Bench) -> None:
     bench.finish(request(), RunState.FAILED)
     bench.cluster.end_pod(pod, 66)
     assert executor.poll(5.0) == [Report(run_id=request().run_id)]
-    assert not executor.counts
 
 
 def test_an_answer_counts_as_soon_as_the_pod_has_ended(bench: Bench) -> None:
@@ -140,20 +149,19 @@ def test_one_run_costs_few_requests(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("exit_code", "reason", "cause", "words"),
     [
-        (137, "OOMKilled", Cause.OUT_OF_MEMORY, "out of memory"),
-        (137, "Error", Cause.CRASH, "SIGKILL"),
-        (3, "Error", Cause.CRASH, "exit code 3"),
-        (0, "Completed", Cause.CRASH, "without a result"),
+        (137, "OOMKilled", LossCause.OUT_OF_MEMORY, "out of memory"),
+        (137, "Error", LossCause.CRASH, "SIGKILL"),
+        (3, "Error", LossCause.CRASH, "exit code 3"),
+        (0, "Completed", LossCause.CRASH, "without a result"),
     ],
 )
 def test_a_pod_that_leaves_no_answer_is_lost_with_its_cause(
-    bench: Bench, exit_code: int, reason: str, cause: Cause, words: str
+    bench: Bench, exit_code: int, reason: str, cause: LossCause, words: str
 ) -> None:
     executor = bench.executor()
     executor.submit(request())
     bench.cluster.end_pod(bench.cluster.start_pod(bench.cluster.only_job()), exit_code, reason)
-    assert words in lost(executor)
-    assert executor.counts == {cause: 1}
+    assert words in lost(executor, cause)
     assert executor.free_slots() == 2
 
 
@@ -161,19 +169,19 @@ def test_a_deadline_is_told_apart(bench: Bench) -> None:
     executor = bench.executor()
     executor.submit(request())
     bench.cluster.end_job(bench.cluster.only_job(), "Failed", "DeadlineExceeded")
-    assert "activeDeadlineSeconds" in lost(executor)
-    assert executor.counts == {Cause.DEADLINE: 1}
+    assert "activeDeadlineSeconds" in lost(executor, LossCause.DEADLINE)
 
 
 def test_disruptions_are_counted_and_made_up_for_until_there_are_too_many(bench: Bench) -> None:
     executor = bench.executor()
     bench.start(executor)
+    told: list[Notice] = []
     for count in (1, 2):
         bench.cluster.disrupt(next(iter(bench.cluster.objects["pods"])))
-        eventually(lambda count=count: executor.poll(0.0) == [] and executor.counts == {Cause.DISRUPTION: count})
+        eventually(lambda count=count: [told.extend(news(executor)), disruptions(told)][1] == count)
     bench.cluster.disrupt(next(iter(bench.cluster.objects["pods"])))
-    assert "disrupted 3 times, the last time by EvictionByEvictionAPI" in lost(executor)
-    assert executor.counts == {Cause.DISRUPTION: 3}
+    assert "disrupted 3 times, the last time by EvictionByEvictionAPI" in lost(executor, LossCause.DISRUPTION)
+    assert disruptions(told + executor.notices()) == 3
     assert bench.cluster.objects["jobs"] == {}
 
 
@@ -182,8 +190,7 @@ def test_a_lost_node_is_told_from_an_eviction(bench: Bench) -> None:
     bench.start(executor)
     for _ in range(3):
         bench.cluster.disrupt(next(iter(bench.cluster.objects["pods"])), "DeletionByTaintManager")
-    assert "node was lost" in lost(executor)
-    assert executor.counts == {Cause.NODE_LOST: 3}
+    assert "node was lost" in lost(executor, LossCause.NODE_LOST)
 
 
 def test_a_pod_that_never_leaves_is_on_a_lost_node(bench: Bench) -> None:
@@ -196,8 +203,7 @@ def test_a_pod_that_never_leaves_is_on_a_lost_node(bench: Bench) -> None:
     bench.clock.now = 299
     assert settle(executor) == []
     bench.clock.now = 301
-    assert "its node is lost" in lost(executor)
-    assert executor.counts == {Cause.NODE_LOST: 1}
+    assert "its node is lost" in lost(executor, LossCause.NODE_LOST)
 
 
 def test_a_lost_run_is_told_only_when_its_last_pod_is_gone(bench: Bench) -> None:
@@ -222,8 +228,7 @@ def test_an_impossible_image_is_lost_after_its_patience_and_its_job_is_deleted(b
     bench.cluster.start_pod(bench.cluster.only_job(), phase="Pending", status=status)
     assert settle(executor) == []
     bench.clock.now = 21
-    assert "ImagePullBackOff: no such image: trainer:1" in lost(executor)
-    assert executor.counts == {Cause.IMAGE: 1}
+    assert "ImagePullBackOff: no such image: trainer:1" in lost(executor, LossCause.IMAGE)
     assert bench.cluster.objects["jobs"] == {}
 
 
@@ -236,8 +241,7 @@ def test_a_pod_that_no_node_takes_is_lost_after_its_patience(bench: Bench) -> No
     bench.clock.now = 59
     assert settle(executor) == []
     bench.clock.now = 61
-    assert "no node took its pod for 60 s: 0/8 nodes: no gpu" in lost(executor)
-    assert executor.counts == {Cause.UNSCHEDULABLE: 1}
+    assert "no node took its pod for 60 s: 0/8 nodes: no gpu" in lost(executor, LossCause.UNSCHEDULABLE)
 
 
 def test_a_full_quota_is_waited_for_then_told(bench: Bench) -> None:
@@ -255,8 +259,7 @@ def test_a_full_quota_is_waited_for_then_told(bench: Bench) -> None:
     executor.cancel(request(2).run_id)
     executor.submit(request(3))
     bench.clock.now = 71
-    assert "exceeded quota: gpus" in lost(executor)
-    assert executor.counts == {Cause.QUOTA: 1}
+    assert "exceeded quota: gpus" in lost(executor, LossCause.QUOTA)
 
 
 def test_a_job_without_pods_tells_of_quota_too(bench: Bench) -> None:
@@ -420,3 +423,52 @@ def test_jobs_of_another_study_are_left_alone(bench: Bench) -> None:
     executor.submit(request())
     bench.cluster.delete("jobs", "other")
     assert settle(executor) == []
+
+
+def test_an_answer_tells_of_a_start_that_the_watch_has_not_told_yet(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    bench.finish(request())
+    bench.cluster.end_job(bench.cluster.only_job(), "Complete", "")
+    assert executor.poll(5.0) == [Report(run_id=request().run_id)]
+    assert executor.notices() == [Notice(run_id=request().run_id)]
+
+
+def test_a_run_whose_container_never_ran_is_lost_without_a_start(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    settle(executor)
+    bench.clock.now = 61
+    lost(executor, LossCause.QUOTA)
+    assert executor.notices() == []
+
+
+def test_a_disruption_is_told_once_with_its_pod_and_its_cause(bench: Bench) -> None:
+    executor = bench.executor()
+    pod = bench.start(executor)
+    bench.cluster.disrupt(pod, "DeletionByTaintManager")
+    told: list[Notice] = []
+    eventually(lambda: [told.extend(news(executor)), len(told) >= 2][1])
+    bench.cluster.break_watches()
+    eventually(lambda: executor.relists == 4)
+    settle(executor)
+    why = f"pod {pod} was taken away: DeletionByTaintManager"
+    disruption = Notice(run_id=request().run_id, cause=LossCause.NODE_LOST, why=why)
+    assert told + executor.notices() == [Notice(run_id=request().run_id), disruption]
+
+
+def test_a_start_is_told_once_its_container_runs_and_again_to_a_successor(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request())
+    pod = bench.cluster.start_pod(bench.cluster.only_job(), phase="Pending")
+    settle(executor)
+    assert executor.notices() == []
+    bench.cluster.put("pods", bench.cluster.objects["pods"][pod] | {"status": {"phase": "Running"}})
+    settle(executor)
+    assert executor.notices() == [Notice(run_id=request().run_id)]
+    assert executor.notices() == []
+    executor.close()
+    second = bench.executor()
+    second.submit(request())
+    settle(second)
+    assert second.notices() == [Notice(run_id=request().run_id)]

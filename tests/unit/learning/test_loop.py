@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tinytraining import tiny_plan, tiny_trainer
 from torch import Tensor, nn
 
+from automonai.domain.run import CurvePoint
+from automonai.domain.tally import Tally
 from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
 from automonai.learning.checkpoint import PlateauState, Progress
 from automonai.learning.loop import (
@@ -21,6 +23,7 @@ from automonai.learning.loop import (
     read_ahead,
     train,
 )
+from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.validation import Validation
 
 
@@ -31,13 +34,13 @@ def make_batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 class Clock:
-    """Each reading is a second after the one before."""
+    """Each reading is half a second after the one before: a step, which is read at both ends, takes a second."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def __call__(self) -> float:
-        self.now += 1.0
+        self.now += 0.5
         return self.now
 
 
@@ -54,7 +57,7 @@ class Run:
         assert not network.training
         return Validation(loss=0.5, dice={1: 0.7}, seconds=1.0)
 
-    def go(self, **settings: object) -> None:
+    def go(self, *, meter: Meter = UNMETERED, **settings: object) -> Tally:
         wanted = LoopSettings(**{"epochs": 4, "validation_every_epochs": 2, **settings})  # type: ignore[arg-type]
         update = self.trainer.update
 
@@ -63,13 +66,14 @@ class Run:
             return update(image, label, learning_rate=learning_rate)
 
         self.trainer.update = remembered  # type: ignore[method-assign]
-        train(
+        return train(
             self.trainer,
             make_batch,
             settings=wanted,
             validate=self.validate,
             commit=lambda trainer: self.commits.append(trainer.progress.step),
             stop=self.stop,
+            meter=meter,
             clock=Clock(),
         )
 
@@ -81,6 +85,62 @@ def test_every_validation_is_committed_and_the_last_ends_the_run() -> None:
     assert [point.epoch for point in run.trainer.progress.curve] == [2, 4, 5]
     assert run.trainer.progress.is_finished
     assert run.rates == [1e-2] * 20
+
+
+class Heard:
+    """A meter that remembers what it hears."""
+
+    def __init__(self) -> None:
+        self.tallies: list[Tally] = []
+        self.losses: list[float] = []
+        self.epochs: list[int] = []
+        self.validations: list[tuple[Tally, int]] = []
+
+    def stepped(self, tally: Tally, *, epoch: int, loss: float) -> None:
+        self.tallies.append(tally)
+        self.epochs.append(epoch)
+        self.losses.append(loss)
+
+    def validated(self, tally: Tally, point: CurvePoint) -> None:
+        self.validations.append((tally, point.epoch))
+
+    def committed(self, *, seconds: float, size_bytes: int) -> None:
+        raise AssertionError("the loop does not know what a commit costs")
+
+
+def test_a_meter_hears_of_every_step_and_validation_and_changes_no_loss() -> None:
+    heard, metered, alone = Heard(), Run(tiny_trainer()), Run(tiny_trainer())
+    tally = metered.go(meter=heard)
+    alone.go()
+    assert heard.epochs == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    assert sum(heard.losses[-4:]) / 4 == alone.trainer.progress.curve[-1].training_loss
+    assert [(done.steps, epoch) for done, epoch in heard.validations] == [(8, 2), (16, 4)]
+    assert heard.validations[-1][0] == tally
+    weights = zip(metered.trainer.network.parameters(), alone.trainer.network.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in weights)
+
+
+def test_the_tally_tells_waiting_from_computing() -> None:
+    heard = Heard()
+    Run(tiny_trainer()).go(epochs=1, meter=heard)  # half a second from reading to reading of the clock
+    first, *_, last = heard.tallies
+    assert first == Tally(steps=1, patches=1, seconds=1.0, data_wait_seconds=0.5, step_seconds=0.5)
+    assert last == Tally(steps=4, patches=4, seconds=4.0, data_wait_seconds=2.0, step_seconds=2.0)
+    assert last.patches_per_second == 1.0
+
+
+def test_the_tally_leaves_out_what_an_earlier_process_did() -> None:
+    run = Run(tiny_trainer())
+    run.trainer.progress = run.trainer.progress.model_copy(update={"step": 8, "seconds": 100.0})
+    tally = run.go()
+    assert (tally.steps, tally.patches) == (8, 8)
+    assert tally.seconds == run.trainer.progress.seconds - 100.0
+
+
+def test_a_run_that_has_nothing_left_to_do_has_no_rate() -> None:
+    run = Run(tiny_trainer())
+    run.trainer.progress = run.trainer.progress.model_copy(update={"is_finished": True})
+    assert run.go().patches_per_second is None
 
 
 def test_a_refit_decays_its_rate_to_almost_nothing() -> None:

@@ -38,6 +38,7 @@ from automonai.domain.request import CaseScores, EnsembleMember, EnsembleResult,
 from automonai.domain.run import (
     CurvePoint,
     FailureReason,
+    LossCause,
     Origin,
     Purpose,
     Result,
@@ -127,7 +128,7 @@ class Narrator:
         self.tell(RunQueued(at=self.now, run=run, resume_from=action.resume_from))
         if run.trial % 13 == 9 and known is None and run.purpose is Purpose.SEARCH:
             self.now += 20
-            self.tell(RunLost(at=self.now, run_id=run.id, why="its process ended by signal 9"))
+            self.tell(RunLost(at=self.now, run_id=run.id, cause=LossCause.CRASH, why="its process ended by signal 9"))
             return
         failure = failing.get(run.trial) if run.purpose is Purpose.SEARCH else None
         trial = self.study.trials[run.trial]

@@ -1,0 +1,24 @@
+"""How far a training has come in this process, and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a run has done since its process took it up; an earlier process's part of it is not counted."""
+
+    steps: int = 0
+    patches: int = 0
+    seconds: float = 0.0
+    """Training and validation, start-up and preprocessing excluded."""
+    data_wait_seconds: float = 0.0
+    """Of `seconds`: the loop waited for the next batch."""
+    step_seconds: float = 0.0
+    """Of `seconds`: the optimiser's steps, from the batch to its loss and gradient."""
+
+    @property
+    def patches_per_second(self) -> float | None:
+        """Return the mean rate, validations included; None before the first step."""
+        return self.patches / self.seconds if self.steps else None
