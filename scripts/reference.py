@@ -1,9 +1,9 @@
-"""Write docs/reference from the code: the spec's fields, the command line, the journal's events."""
+"""Write docs/reference from the code: the spec's fields, the command line, the journal's events, the metrics."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,11 @@ from automonai import spec
 from automonai.cli import cli
 from automonai.domain import events
 from automonai.domain.configuration import Configuration
+from automonai.observability.definitions import Definition
+from automonai.observability.gpu import GPU_METRICS
+from automonai.observability.storage_metrics import STORAGE_METRICS
+from automonai.observability.study_metrics import STUDY_METRICS
+from automonai.observability.training_metrics import TRAINING_METRICS
 
 Schema = dict[str, Any]
 
@@ -62,11 +67,26 @@ EVENTS_INTRODUCTION = """\
 A study's folder holds its journal: `journal/00000000.json` and so on, one event each, in order, never changed.
 Everything that `status`, `runs` and `report` say follows from it, and a search that is started again goes on from it.
 """
+METRICS_INTRODUCTION = """\
+What Prometheus finds; [monitoring.md](../monitoring.md) says how. Every sample has the label `study`; those of a
+training also `rung` (epochs of its budget, `refit`, or `ensemble` for the ensemble's work) and, but for the ensemble's,
+`trial`. On one machine the samples of workers have `worker`, their process; on a cluster their pod's labels tell them
+apart. No hyperparameter, run id or path is a label.
+
+What has no unit is a number of things. A histogram has the series `_bucket`, `_count` and `_sum`, a summary the last
+two.
+"""
+METRICS_OF = {
+    "The study": (STUDY_METRICS, "By the controller. Counters are computed from the journal: a restart changes none."),
+    "A training": (TRAINING_METRICS, "By the worker while it has a run. Each run begins anew at 0."),
+    "Its GPU": (GPU_METRICS, "By the worker, on a GPU. What NVML does not tell, as of parts of a card, is left out."),
+    "The store": (STORAGE_METRICS, "By controller and workers, each its own requests since it began; S3 only."),
+}
 
 
 def pages() -> dict[str, str]:
     """Return file name to content of every generated page."""
-    return {"spec.md": spec_page(), "cli.md": cli_page(), "events.md": events_page()}
+    return {"spec.md": spec_page(), "cli.md": cli_page(), "events.md": events_page(), "metrics.md": metrics_page()}
 
 
 def spec_page() -> str:
@@ -90,6 +110,23 @@ def events_page() -> str:
     for event in get_args(get_args(events.Event)[0]):
         parts.append(_section(f"`{event.model_fields['kind'].default}`", event))
     return "\n".join(parts)
+
+
+def metrics_page() -> str:
+    """Return the page of the metrics."""
+    parts = [NOTICE, "# Metrics\n", METRICS_INTRODUCTION]
+    for title, (definitions, words) in METRICS_OF.items():
+        parts.append(f"## {title}\n\n{words}\n\n{_metrics_table(definitions)}")
+    return "\n".join(parts)
+
+
+def _metrics_table(definitions: Sequence[Definition]) -> str:
+    rows = ["| metric | type | unit | labels | meaning |\n", "| --- | --- | --- | --- | --- |\n"]
+    for definition in definitions:
+        labels = ", ".join(f"`{label}`" for label in definition.labels)
+        cells = (f"`{definition.name}`", definition.kind, definition.unit, labels, definition.help)
+        rows.append(f"| {' | '.join(cells)} |\n")
+    return "".join(rows)
 
 
 def help_text(verbs: tuple[str, ...]) -> str:

@@ -57,7 +57,7 @@ def test_importing_the_package_loads_nothing_but_itself() -> None:
     assert not {"pydantic", "yaml", "numpy", "torch", "click"} & set(answer.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["spec.md", "cli.md", "events.md"])
+@pytest.mark.parametrize("name", ["spec.md", "cli.md", "events.md", "metrics.md"])
 def test_the_reference_is_what_the_code_says(name: str) -> None:
     written = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
     assert written == load_script("reference").pages()[name], "run scripts/reference.py"
