@@ -40,7 +40,8 @@ ENV PATH=/opt/automonai/bin:${PATH} \
     PYTHONPATH=/opt/automonai/packages \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HOME=/tmp
+    HOME=/tmp \
+    USER=automonai
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["automonai"]
@@ -83,7 +84,8 @@ ENV PATH=/opt/automonai/bin:${PATH} \
     PYTHONPATH=/opt/automonai/packages \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HOME=/tmp
+    HOME=/tmp \
+    USER=automonai
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["automonai"]

@@ -87,7 +87,7 @@ def _is_logged_as_json() -> bool:
 
 
 def _log_errors(lines: list[str]) -> None:
-    """Log why the command failed; Argo's UI shows the same as plain text."""
+    """Log why the command failed."""
     import logging
 
     from automonai.observability import logs
@@ -95,7 +95,6 @@ def _log_errors(lines: list[str]) -> None:
     logs.set_up()  # a wrong call ends before its verb has done so
     for line in lines:
         logging.getLogger(__name__).error("%s", line)
-    cluster_cli.leave_message("\n".join(lines))
 
 
 @click.group(epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

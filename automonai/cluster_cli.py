@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 import click
+
+from automonai.errors import AutoMonaiError
 
 if TYPE_CHECKING:
     from automonai.execution.jobs import JsonObject
@@ -17,25 +17,34 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TERMINATION_FILE = Path("/dev/termination-log")
-"""Kubernetes mounts it into every container; what it holds in the end is the node's message in Argo's UI."""
-
 _LOCATION = "s3://BUCKET/PREFIX"
 _FORM = ("dataset", "name", "budget", "sampler", "parallel-runs", "gpus-per-run", "spec")
 
+TERMINATION_LOG = Path("/dev/termination-log")
+"""A container's own: Kubernetes takes its last message from it, and Argo's UI shows that as the step's."""
+MESSAGE_BYTES = 4000
+"""Kubernetes keeps 4096, the last ones; the first problem matters most."""
 
-@click.group(hidden=True)
+
+class _StepGroup(click.Group):
+    """Commands whose error becomes the last message of their pod; its log has Argo's own lines around it."""
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except (AutoMonaiError, OSError, click.ClickException) as error:
+            text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+            if TERMINATION_LOG.exists():
+                TERMINATION_LOG.write_bytes(text.encode()[:MESSAGE_BYTES])
+            raise
+
+
+@click.group(cls=_StepGroup, hidden=True)
 def step() -> None:
     """Run one step of a workflow; the chart's templates call these."""
     from automonai.observability import logs
 
     logs.set_up(level=logging.INFO)
-
-
-def leave_message(text: str) -> None:
-    """Leave what a container's end is explained by; outside of a container nothing is done."""
-    if os.access(TERMINATION_FILE, os.W_OK):
-        TERMINATION_FILE.write_text(text, encoding="utf-8")
 
 
 def _name_process(study: str) -> None:
@@ -127,15 +136,15 @@ def predict_step(study: str, images: str, output: str) -> None:
 @click.option("--configuration", default="{}", help="YAML or JSON.")
 @click.option("--fold", type=click.IntRange(min=0), default=0)
 @click.option("--seed", type=click.IntRange(min=0), default=0)
-def train_step(*, dataset: str, output: str, epochs: int, configuration: str, fold: int, seed: int) -> None:
+def train_step(*, dataset: str, output: str, epochs: int, configuration: str, fold: int, seed: int) -> int:
     """Train one configuration."""
     from automonai import api, terminal
+    from automonai.parameters import parse_configuration
 
-    with NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(configuration)
-        file.flush()
-        result = api.train(dataset, configuration=file.name, epochs=epochs, output=output, fold=fold, seed=seed)
+    chosen = parse_configuration(configuration)
+    result = api.train(dataset, configuration=chosen, epochs=epochs, output=output, fold=fold, seed=seed)
     logger.info("%s", terminal.result_line(result))
+    return 0 if result.loss is not None else 1
 
 
 @click.command()

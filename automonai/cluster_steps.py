@@ -148,6 +148,7 @@ def search(
             return _leave(session, cluster, here, lease=lease)
         finally:
             session.executor.close()
+            logger.info("%s: the Kubernetes API got %d requests", spec.name, cluster.requests)
 
 
 def report(parameters: StudyParameters, *, output: Path, surroundings: Surroundings | None = None) -> Path:
@@ -300,6 +301,7 @@ def _open(spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: Jo
     owner = None if here.workflow is None else WorkflowOwner(name=here.workflow, uid=here.workflow_uid)
     handle = StudyHandle(name=spec.name, id=study_id(spec.name, study.started_at), location=_location(spec))
     slots = study.spec.execution.max_parallel_runs
+    template = _with_threads(template, study.spec.execution.threads)
     executor = KubernetesExecutor(cluster, store, study=handle, template=template, slots=slots, owner=owner)
     memory_gib = study.spec.execution.memory_gib
     memory_bytes = template.memory_bytes if memory_gib is None else int(memory_gib * 2**30)
@@ -391,6 +393,15 @@ def _template(here: Surroundings, parameters: StudyParameters) -> JobTemplate:
         return template
     gpus = whole_number("gpus-per-run", parameters.gpus_per_run, at_least=0)
     return template.model_copy(update={"gpus_per_run": gpus})
+
+
+def _with_threads(template: JobTemplate, threads: int | None) -> JobTemplate:
+    """Return the template of Jobs with the spec's CPU threads, if it states any; else the cluster's remain."""
+    if threads is None:
+        return template
+    return template.model_copy(
+        update={"env": {**template.env, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}}
+    )
 
 
 def _location(spec: StudySpec) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import yaml
+from pydantic import ValidationError
 
+from automonai.domain.configuration import Configuration
 from automonai.domain.records import Record
 from automonai.errors import SpecError
-from automonai.spec import SamplerName, StudySpec, parse_limit, parse_spec
+from automonai.spec import SamplerName, StudySpec, explain, parse_limit, parse_spec
 from automonai.storage.opening import is_remote, join_location
 
 STUDIES = "studies"
@@ -54,6 +56,20 @@ def study_spec(parameters: StudyParameters, store: str) -> StudySpec:
             f"dataset {spec.dataset}: expected s3://BUCKET/datasets/NAME; 'automonai data push' puts a folder there"
         )
     return spec
+
+
+def parse_configuration(text: str) -> Configuration:
+    """Return the configuration that the parameter of a single training states; what it does not name is the standard's.
+
+    Raises:
+        SpecError: Naming each hyperparameter that is wrong.
+    """
+    try:
+        return Configuration.model_validate(yaml.safe_load(text) or {})
+    except yaml.YAMLError as error:
+        raise SpecError(f"parameter configuration is neither YAML nor JSON: {error}") from error
+    except ValidationError as error:
+        raise SpecError(f"parameter configuration: {explain(error)}") from error
 
 
 def _parsed(text: str) -> dict[str, object]:

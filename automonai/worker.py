@@ -113,12 +113,14 @@ def serve(
     Raises:
         StopRequestedError: When `stop` was set; nothing but the checkpoint was written.
     """
+    logger.info("%s is asked for", run_id)
     if store.exists(keys.answer(run_id)):
         return 0
     request = request_adapter.validate_json(store.get(keys.request(run_id)))
     data = StudyData.model_validate_json(store.get(keys.DATA))
     with _logged(run_id, store):
         data = _with_dataset_here(data, cache_folder)
+        logger.info("the dataset is in %s", data.dataset.root)
         if isinstance(request, EnsembleRequest):
             choice = _choose(request, data, store=store, cache_folder=cache_folder, stop=stop, metrics=metrics)
             store.put(keys.ENSEMBLE, choice.model_dump_json().encode())
@@ -170,6 +172,7 @@ def _attempt(
     """Return a run's result and exit code; every failure of its own becomes a FAILED result."""
     from automonai.learning.training import failed_result, train_run
 
+    logger.info("the libraries are loaded")
     began = time.monotonic()
     try:
         result = train_run(request, data, store=store, cache_folder=cache_folder, stop=stop, meter=meter)

@@ -134,7 +134,6 @@ def template(name: str, *, description: str, parameters: list[Parameter]) -> Wor
         },
         arguments=parameters,
         service_account_name=release.STEP_ACCOUNT,
-        automount_service_account_token=True,  # Argo's container reports by it; the accounts themselves mount none
         security_context=m.PodSecurityContext(
             run_as_non_root=True,
             run_as_user=USER_ID,

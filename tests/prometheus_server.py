@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cluster_release import kubectl
+from real_cluster import kubectl
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "charts" / "automonai" / "files" / "rules.yaml"

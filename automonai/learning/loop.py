@@ -226,6 +226,7 @@ def train(
         TooSlowError: If the first steps foretell more than `max_seconds_per_epoch`.
         StopRequestedError: If `stop` was set; the state was committed before.
     """
+    logger.info("step=%d: cases and network are ready", trainer.progress.step)
     pace = _Pace(settings, trainer.progress, patches_per_step=trainer.plan.batch_size, clock=clock)
     with closing(read_ahead(make_batch, trainer.progress.step)) as batches:
         while not trainer.progress.is_finished:
@@ -358,6 +359,8 @@ class _Pace:
         if self._counted > _WARM_UP_STEPS:
             self._recent.append(now - self._last)
         self._last = now
+        if self._counted == 1:
+            logger.info("step=%d: the first of this process is done", progress.step)
         if self._counted == _WARM_UP_STEPS + _MEASURED_STEPS:
             self._refuse_if_too_slow(progress)
         if self.settings.deadline is not None and self._recent:

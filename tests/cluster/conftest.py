@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster_release import helm
+from real_cluster import DATASET, installed, new_namespace, store_on_this_machine
 
+from automonai import api
 from automonai.errors import ClusterError
 from automonai.execution.cluster_api import ClusterApi, connect
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
-CHART = Path(__file__).parents[2] / "charts" / "automonai"
 IMAGE_VARIABLE = "AUTOMONAI_TEST_IMAGE"
 
 
@@ -45,49 +41,27 @@ def image() -> str:
     return name
 
 
-@contextmanager
-def new_namespace(client: ApiClient) -> Iterator[str]:
-    """Give a new namespace that enforces Pod Security 'restricted'; afterwards it is deleted with all that it holds."""
-    from kubernetes.client import CoreV1Api
-
-    core = CoreV1Api(client)
-    name = f"automonai-test-{uuid.uuid4().hex[:8]}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    core.create_namespace({"metadata": {"name": name, "labels": labels}})
-    try:
-        yield name
-    finally:
-        core.delete_namespace(name)
-
-
 @pytest.fixture
 def namespace(kubernetes_client: ApiClient) -> Iterator[str]:
-    """Give a namespace of the test's own."""
+    """Give a new namespace that enforces Pod Security 'restricted'; afterwards it is deleted with all that it holds."""
     with new_namespace(kubernetes_client) as name:
         yield name
-
-
-@pytest.fixture(scope="session")
-def release(kubernetes_client: ApiClient) -> Iterator[str]:
-    """Install the chart with its own MinIO into a restricted namespace, once for all tests; give the namespace."""
-    tag = os.environ.get("AUTOMONAI_TEST_TAG", "")
-    if not tag or shutil.which("helm") is None:
-        pytest.skip("AUTOMONAI_TEST_TAG and helm are needed: 'scripts/test cluster' provides the images")
-    settings = [
-        "minio.enabled=true",
-        "image.registry=localhost",
-        f"image.tag={tag}",
-        "trial.gpu.count=1",
-        "trial.resources.requests.cpu=100m",
-    ]
-    values = [word for setting in settings for word in ("--set", setting)]
-    with new_namespace(kubernetes_client) as name:
-        helm("install", "automonai", str(CHART), "-n", name, *values, "--wait", "--timeout", "5m")
-        yield name
-        helm("uninstall", "automonai", "-n", name, "--wait")
 
 
 @pytest.fixture
 def cluster_api(namespace: str) -> ClusterApi:
     """Give our own view of that namespace."""
     return connect(namespace)
+
+
+@pytest.fixture(scope="session")
+def release(kubernetes_client: ApiClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Install the chart with its own MinIO into a restricted namespace, push a small dataset; give the namespace.
+
+    All tests share it: what a test starts there, it ends.
+    """
+    dataset = api.phantom(tmp_path_factory.mktemp("data") / "phantom", cases=8, shape=(24, 24, 20))
+    with new_namespace(kubernetes_client) as namespace, installed(namespace):
+        with pytest.MonkeyPatch.context() as monkeypatch, store_on_this_machine(namespace, monkeypatch):
+            api.push_data(dataset, DATASET)
+        yield namespace

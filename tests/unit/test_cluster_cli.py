@@ -5,8 +5,9 @@ import pytest
 import yaml
 from studies import make_spec
 
-from automonai import cluster_steps
+from automonai import api, cluster_cli, cluster_steps
 from automonai.cli import main
+from automonai.domain.run import FailureReason, Result, RunState
 from automonai.parameters import StudyParameters
 
 
@@ -43,6 +44,31 @@ def test_a_faulty_parameter_ends_the_check_with_code_2_and_its_name(
     monkeypatch.setenv("AUTOMONAI_STORE", "s3://bucket")
     assert main(["step", "check", "--name=n", "--dataset=s3://b/d", "--budget=much"]) == 2
     assert "budget 'much'" in capsys.readouterr().err
+
+
+def test_an_error_of_a_step_is_its_pods_last_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    monkeypatch.setattr(cluster_cli, "TERMINATION_LOG", message)
+    monkeypatch.setenv("AUTOMONAI_STORE", "s3://bucket")
+    assert main(["step", "check", "--name=n", "--dataset=s3://b/d", "--budget=much"]) == 2
+    assert message.read_text().startswith("parameter budget 'much': write a time")
+    assert main(["step", "train", "--dataset=d", "--output=o", "--epochs=two"]) == 2
+    assert message.read_text().startswith("Invalid value for '--epochs'")
+
+
+def test_a_training_without_a_result_fails_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = Result(run_id="r", state=RunState.FAILED, reason=FailureReason.NON_FINITE_LOSS)
+    monkeypatch.setattr(api, "train", lambda *_, **__: result)
+    assert main(["step", "train", "--dataset=d", "--output=o", "--epochs=1"]) == 1
+
+
+def test_a_trainings_faulty_configuration_is_told_by_its_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    form = ["--dataset=d", "--output=o", "--epochs=1"]
+    assert main(["step", "train", *form, "--configuration={depht: 2}"]) == 2
+    assert "parameter configuration: depht" in capsys.readouterr().err
+    assert main(["step", "train", *form, "--configuration={depth: 2"]) == 2
+    assert "parameter configuration is neither YAML nor JSON" in capsys.readouterr().err
 
 
 def test_a_rendered_workflow_refers_to_the_template_and_carries_the_spec(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
 from fake_cluster import FakeCluster
@@ -226,6 +227,19 @@ def test_a_search_shows_its_metrics_while_it_runs(bench: Bench) -> None:
     assert value(seen[0], "automonai_study_info", study="brain") == 1
     with pytest.raises(OSError, match="refused"):
         scrape(port)
+
+
+def test_the_specs_threads_are_the_jobs(bench: Bench) -> None:
+    threads = yaml.safe_load(bench.parameters.spec) | {"execution": {"threads": 3}}
+    bench.parameters = bench.parameters.model_copy(update={"spec": yaml.safe_dump(threads)})
+    jobs: list[dict[str, Any]] = []
+    bench.cluster.on_job = lambda job: (jobs.append(job), bench.play(job))
+    bench.start()
+    assert bench.search() == 0
+    for job in jobs:
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert (env["OMP_NUM_THREADS"], env["MKL_NUM_THREADS"]) == ("3", "3")
 
 
 def test_a_search_before_its_check_says_so(bench: Bench) -> None:

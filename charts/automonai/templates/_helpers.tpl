@@ -150,6 +150,8 @@ Argo's own containers get what the Pod Security level 'restricted' asks for; the
 {{- define "automonai.podPatchYaml" -}}
 {{- $root := .root -}}
 terminationGracePeriodSeconds: {{ .graceSeconds }}
+{{- /* The accounts mount none; Argo's containers report by it, and a workflow's own field only ever takes it away. */}}
+automountServiceAccountToken: true
 enableServiceLinks: false
 {{- include "automonai.imagePullSecrets" $root }}
 {{- include "automonai.scheduling" .values }}
@@ -159,6 +161,8 @@ initContainers:
     resources: {{ include "automonai.resources" $root.Values.controller.executorResources | fromYaml | toJson }}
 containers:
   - name: wait
+    {{- /* How often it passes on a step's progress; Argo's own default is a minute. */}}
+    env: [{name: ARGO_PROGRESS_PATCH_TICK_DURATION, value: 10s}]
     securityContext: {{ include "automonai.argoSecurityContext" $root | fromYaml | toJson }}
     resources: {{ include "automonai.resources" $root.Values.controller.executorResources | fromYaml | toJson }}
   - name: main

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from hera.workflows import models as argo
@@ -43,39 +42,20 @@ Empty: whatever stands there.
 
 
 def unknown_fields(document: dict[str, Any]) -> list[str]:
-    """Return the path of every field that the object's kind does not have."""
-    if document["kind"] == "WorkflowTemplate":
+    """Return the path of every field that the object's kind does not have.
+
+    Raises:
+        ValidationError: If a field is missing or of a wrong type.
+    """
+    kind = document["kind"]
+    if kind == "WorkflowTemplate":
         parsed = argo.WorkflowTemplate.model_validate(document)
-        kept = parsed.model_dump(by_alias=True, exclude_none=True, mode="json")
-        return sorted(_missing(document, kept, document["kind"]))
-    if document["kind"] in OPERATOR_KINDS:
-        known = {"apiVersion": {}, "kind": {}, "metadata": _META, "spec": OPERATOR_KINDS[document["kind"]]}
-        return sorted(_beyond(document, known, document["kind"]))
-    return sorted(_unknown(document, KINDS[document["kind"]].__name__, document["kind"]))
-
-
-def _unknown(value: Any, type_name: str, path: str) -> list[str]:
-    listed = re.fullmatch(r"list\[(.*)\]", type_name)
-    if listed:
-        assert isinstance(value, list), f"{path} is no list"
-        return [found for item in value for found in _unknown(item, listed[1], f"{path}[]")]
-    mapped = re.fullmatch(r"dict\(\w+, (.*)\)|dict\[\w+, (.*)\]", type_name)
-    if mapped:
-        assert isinstance(value, dict), f"{path} is no mapping"
-        inner = mapped[1] or mapped[2]
-        return [found for key, item in value.items() for found in _unknown(item, inner, f"{path}.{key}")]
-    model = getattr(client, type_name, None)
-    if model is None:
-        if type_name == "str":
-            assert isinstance(value, str), f"{path} is {value!r}, expected text"
-        return []
-    assert isinstance(value, dict), f"{path} is no mapping"
-    names = {alias: name for name, alias in model.attribute_map.items()}
-    found = [f"{path}.{key}" for key in value if key not in names]
-    for key, item in value.items():
-        if key in names:
-            found += _unknown(item, model.openapi_types[names[key]], f"{path}.{key}")
-    return found
+    elif kind in OPERATOR_KINDS:
+        known = {"apiVersion": {}, "kind": {}, "metadata": _META, "spec": OPERATOR_KINDS[kind]}
+        return sorted(_beyond(document, known, kind))
+    else:
+        parsed = KINDS[kind].from_dict(document)
+    return sorted(_missing(document, parsed.model_dump(by_alias=True, exclude_none=True, mode="json"), kind))
 
 
 def _beyond(value: Any, known: dict[str, Any], path: str) -> list[str]:

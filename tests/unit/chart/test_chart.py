@@ -12,6 +12,7 @@ import pytest
 import yaml
 from chart_rendering import CHART, VALUES, Helm, Object
 from chart_schemas import unknown_fields
+from pydantic import ValidationError
 
 from automonai.execution.jobs import JobTemplate
 
@@ -34,6 +35,19 @@ def test_a_values_file_renders_to_its_golden_file(name: str, render: Render, is_
 @pytest.mark.parametrize("name", NAMES)
 def test_every_object_has_only_fields_of_its_kind(name: str, render: Render) -> None:
     assert [field for document in render(name) for field in unknown_fields(document)] == []
+
+
+def test_a_field_that_is_unknown_missing_or_of_a_wrong_type_would_be_seen(render: Render) -> None:
+    job = next(document for document in render("minio") if document["kind"] == "Job")
+    assert unknown_fields(altered(job, "retries", 1)) == ["Job.spec.retries"]
+    with pytest.raises(ValidationError, match="backoffLimit"):
+        unknown_fields(altered(job, "backoffLimit", "2"))
+    with pytest.raises(ValidationError, match="template"):
+        unknown_fields(altered(job, "template", None))
+    study = template_named(render("minio"), "automonai-study")
+    assert unknown_fields(altered(study, "entry", "main")) == ["WorkflowTemplate.spec.entry"]
+    with pytest.raises(ValidationError, match="templates"):
+        unknown_fields(altered(study, "templates", "main"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -249,6 +263,15 @@ def without_bulk(document: Object) -> Object:
     if "-dashboard-" in document["metadata"]["name"]:
         return {**document, "data": dict.fromkeys(document["data"], "a dashboard")}
     return document
+
+
+def altered(document: Object, field: str, value: object) -> Object:
+    """Return the object with a field of its spec set."""
+    return {**document, "spec": {**document["spec"], field: value}}
+
+
+def template_named(objects: list[Object], name: str) -> Object:
+    return by_name(objects)["WorkflowTemplate", name]
 
 
 def job_template(objects: list[Object]) -> JobTemplate:
