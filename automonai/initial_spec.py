@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.fingerprint import Fingerprint
-from automonai.domain.ladder import Ladder, fit_ladder, results_on_one_rung
+from automonai.domain.ladder import Ladder, fewest_epochs, fit_ladder, results_on_one_rung
 from automonai.domain.plan import Plan, make_plan
 from automonai.execution.machine import Machine
 from automonai.spec import (
@@ -41,8 +41,10 @@ by 0.09 on 240x240x155, where the time goes into fewer, larger steps (measured o
 CPU_PATCH_VOXELS = 64**3
 COST_CAP = 4.0
 """A configuration may cost this many times what the standard one costs per epoch."""
-LOOP_OVERHEAD = 1.2
-"""Reading, augmentation and validation beside the bare training step."""
+LOOP_OVERHEAD = 1.15
+"""Reading and augmentation beside the bare training step."""
+VALIDATION_SHARE = 0.25
+"""Validations should take no more than this share of the steps' time between them."""
 IMPORTANCE = (
     "channel_multiplier",
     "loss",
@@ -83,7 +85,10 @@ def initial_spec(
     plan = make_plan(standard, dataset=checked.dataset, fingerprint=facts, training=training)
     split = SplitSpec()
     steps = _steps_per_epoch(checked, split, plan.batch_size)
-    epoch_seconds = steps * _seconds_per_step(plan, execution, machine)
+    step_seconds = _seconds_per_step(plan, execution, machine)
+    every, validation_seconds = _validations(facts, plan, split, steps=steps, step_seconds=step_seconds)
+    epoch_seconds = steps * step_seconds + validation_seconds / every
+    training = training.model_copy(update={"validation_every_epochs": every})
     ladder = _ladder(limit, steps, epoch_seconds, execution)
     spec = StudySpec(
         name=name or _slug(checked.dataset.name),
@@ -167,6 +172,24 @@ def _seconds_per_step(plan: Plan, execution: ExecutionSpec, machine: Machine) ->
     return LOOP_OVERHEAD * seconds_per_step(plan, execution=execution, threads=threads)
 
 
+def _validations(
+    fingerprint: Fingerprint, plan: Plan, split: SplitSpec, *, steps: float, step_seconds: float
+) -> tuple[int, float]:
+    """Return every how many epochs to validate, and what one validation takes in seconds.
+
+    A few large volumes are an epoch of few steps, beside which their validation takes long. It need not be rarer than
+    the shortest run, which is validated at its end whatever the spec says.
+    """
+    from automonai.learning.validation import seconds_per_validation, window_count
+
+    share = (1 - split.test) / split.folds
+    windows = round(share * sum(window_count(case.box_shape, plan) for case in fingerprint.cases))
+    seconds = seconds_per_validation(max(1, windows), seconds_per_patch=step_seconds / plan.batch_size)
+    usual = TrainingSpec().validation_every_epochs
+    wanted = ceil(seconds / (VALIDATION_SHARE * steps * step_seconds))
+    return max(usual, min(wanted, fewest_epochs(steps))), seconds
+
+
 def _ladder(limit: Limit, steps: float, epoch_seconds: float, execution: ExecutionSpec) -> Ladder:
     if limit.time is not None:
         seconds = limit.time * (1 - REFIT_SHARE) * execution.max_parallel_runs
@@ -199,7 +222,7 @@ def _remarks(fingerprint: Fingerprint, machine: Machine, epoch_seconds: float, l
     return {
         "": f"{len(fingerprint.cases)} cases, median {x} x {y} x {z} voxels without background, on {device}.\n"
         f"The standard configuration takes some {epoch_seconds:.1f} s per epoch in each parallel run"
-        " (one epoch is one patch from each training case).",
+        ", validations included\n(one epoch is one patch from each training case).",
         "dataset": "relative to where automonai is started, as is the store",
         "split": "test: share of the cases that only the last step sees; 0 for none",
         "search": _search_remark(ladder),

@@ -33,7 +33,7 @@ def fit_ladder(affordable_epochs: float, *, steps_per_epoch: float, eta: int = 3
         steps_per_epoch: Optimiser steps of one epoch.
         eta: Factor between rungs.
     """
-    lowest = max(1, -(-FEWEST_STEPS // max(1, round(steps_per_epoch))))
+    lowest = fewest_epochs(steps_per_epoch)
     longest = max(LONGEST_EPOCHS, lowest * eta ** (MOST_RUNGS - 1))  # a few large volumes: epochs of a few steps
     for rungs in range(MOST_RUNGS, 0, -1):
         factor, bottom = eta ** (rungs - 1), lowest
@@ -46,6 +46,11 @@ def fit_ladder(affordable_epochs: float, *, steps_per_epoch: float, eta: int = 3
         return _ladder(affordable_epochs, bottom, bottom * factor, eta)
     highest = max(1, min(lowest, int(affordable_epochs / FEWEST_TRIALS)))
     return _ladder(affordable_epochs, highest, highest, eta)
+
+
+def fewest_epochs(steps_per_epoch: float) -> int:
+    """Return the epochs of a lowest rung that there is time for: `FEWEST_STEPS` steps of them."""
+    return max(1, -(-FEWEST_STEPS // max(1, round(steps_per_epoch))))
 
 
 def results_on_one_rung(ladder: Ladder) -> int:

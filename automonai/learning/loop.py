@@ -31,7 +31,7 @@ from automonai.learning.checkpoint import Checkpoint, PlateauState, Progress, cp
 from automonai.learning.losses import Loss
 from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.precision import Precision
-from automonai.learning.validation import Validation
+from automonai.learning.validation import Validation, seconds_per_validation
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ _PLATEAU_DIVISOR = 5.0
 _WARM_UP_STEPS = 2
 _MEASURED_STEPS = 6
 _RECENT_STEPS = 100
-_FORWARD_SHARE = 0.35  # of a training step that a prediction of the same voxels takes
 _COMMIT_SECONDS = 3.0
 _REFIT_VALIDATIONS = 4
 
@@ -388,7 +387,7 @@ class _Pace:
         if self.validation_seconds is not None:
             return self.validation_seconds
         seconds_per_patch = fmean(self._recent) / self._patches_per_step
-        return self.settings.validation_windows * seconds_per_patch * _FORWARD_SHARE
+        return seconds_per_validation(self.settings.validation_windows, seconds_per_patch=seconds_per_patch)
 
     def _fit(self, progress: Progress, now: float) -> None:
         assert self.settings.deadline is not None

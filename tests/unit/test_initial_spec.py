@@ -1,0 +1,74 @@
+"""What `automonai init` proposes: the timing of the machine is made up, everything else is real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from automonai import api
+from automonai.errors import SpecError
+from automonai.execution.machine import Machine
+from automonai.imaging.checking import CheckedDataset
+from automonai.initial_spec import initial_spec
+from automonai.learning import timing
+from automonai.spec import StudySpec, parse_spec
+
+MACHINE = Machine(cores=2, memory_bytes=16 * 2**30, gpus=())
+LARGE = (240, 240, 155)
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> CheckedDataset:
+    return api.check(api.phantom(tmp_path_factory.mktemp("data") / "phantom", cases=8, shape=(24, 24, 20)))
+
+
+def of_shape(checked: CheckedDataset, shape: tuple[int, int, int], *, cases: int = 8) -> CheckedDataset:
+    """Return a dataset of so many cases of one shape."""
+    (first, facts), *_ = zip(checked.dataset.cases, checked.facts.values(), strict=True)
+    many = tuple(first.model_copy(update={"id": f"case_{number}"}) for number in range(cases))
+    sized = facts.model_copy(update={"shape_voxels": shape, "box_shape": shape})
+    dataset = checked.dataset.model_copy(update={"cases": many})
+    return CheckedDataset(dataset=dataset, facts={case.id: sized.model_copy(update={"id": case.id}) for case in many})
+
+
+@pytest.fixture(autouse=True)
+def step_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "seconds_per_step", lambda plan, execution, threads: 0.3)
+
+
+def proposed(checked: CheckedDataset, budget: str | None) -> StudySpec:
+    text = initial_spec(checked, path="data", machine=MACHINE, budget=budget, name=None)
+    return parse_spec(yaml.safe_load(text), where="init")
+
+
+@pytest.mark.parametrize(
+    ("budget", "field", "value"), [("1h", "time", 3600.0), ("500 epochs", "epochs", 500), (None, "iterations", 5)]
+)
+def test_the_budget_stands_in_the_spec(checked: CheckedDataset, budget: str | None, field: str, value: float) -> None:
+    assert getattr(proposed(checked, budget).budget, field) == value
+
+
+def test_a_budget_that_means_nothing_is_refused(checked: CheckedDataset) -> None:
+    with pytest.raises(SpecError, match="soon"):
+        proposed(checked, "soon")
+
+
+def test_the_standard_configuration_lies_in_the_space(checked: CheckedDataset) -> None:
+    spec = proposed(of_shape(checked, LARGE), "20m")
+    assert spec.search.standard["first_stride"] == 2
+    assert spec.search.space["foreground_oversampling"] == spec.search.standard["foreground_oversampling"]
+
+
+def test_small_volumes_are_validated_as_often_as_usual(checked: CheckedDataset) -> None:
+    assert proposed(of_shape(checked, (36, 50, 35), cases=200), "1h").training.validation_every_epochs == 5
+
+
+def test_a_few_large_volumes_are_validated_seldom_and_their_validations_are_reckoned_with(
+    checked: CheckedDataset,
+) -> None:
+    spec = proposed(of_shape(checked, LARGE), "20m")
+    assert 20 < spec.training.validation_every_epochs <= 30  # epochs of two steps, and 60 steps are the least
+    steps_alone = 4.0 * 2 * 0.3  # the cap, with the steps of an epoch alone
+    assert spec.budget.max_seconds_per_epoch > 1.5 * steps_alone
