@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 LOCATION = "s3://automonai/studies/moved"
-LOW, HIGH = 60, 120
+LOW, HIGH = 200, 400
 SPEC = f"""
 name: moved
 dataset: {DATASET}
@@ -46,11 +46,11 @@ search:
   space: {{depth: 2, channels: {{type: ordinal, values: [4, 8]}}, loss: {{type: categorical, values: [dice, dice_ce]}}}}
   standard: {{depth: 2, channels: 4}}
 budget: {{iterations: 1, min_epochs: {LOW}, max_epochs: {HIGH}, eta: 2}}
-refit: {{epochs: {LOW}}}
+refit: {{epochs: 20}}
 training: {{max_patch_voxels: 4096, validation_every_epochs: 1}}
 execution: {{device: cpu, threads: 1, max_parallel_runs: 1}}
 """
-"""Two trials, one of them promoted, its two refits and the ensemble: one run at a time, each of some seconds."""
+"""Two trials, one of them promoted, its two refits and the ensemble, one at a time; a trial works for some 20 s."""
 FIRST, SECOND = Run(trial=0, budget_epochs=LOW), Run(trial=1, budget_epochs=LOW)
 DECISIONS = (TrialProposed, RunQueued, RunFinished, SearchEnded, EnsembleQueued, EnsembleFinished, StudyEnded)
 
