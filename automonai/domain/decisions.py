@@ -173,7 +173,8 @@ def _why_not(study: Study, action: Propose | Queue, now: float) -> str:
     trial = action.run.trial if isinstance(action, Queue) else None
     cost = epochs * (study.seconds_per_epoch(trial) or 0.0)
     if isinstance(action, Propose) and action.bracket >= study.brackets_opened and study.trials:
-        cost = _bracket_seconds(study, action.bracket) / 2  # a bracket that cannot come half way is not opened
+        half = _bracket_seconds(study, action.bracket) / 2  # a bracket that cannot come half way is not opened
+        cost = max(cost, half)  # nor one whose first run would not be queued
     return "the search's share of the time is spent" if cost > left or left <= 0 else ""
 
 

@@ -114,7 +114,7 @@ def look(prometheus: Prometheus, namespace: str, seen: Seen) -> None:
         if rung not in seen.rungs:
             check_exposition(url, seen)
             seen.rungs.add(rung)
-    counted = prometheus.query('count by (trial, rung) ({__name__=~"automonai_.+", rung!="", pod!=""})')
+    counted = prometheus.query('count by (trial, rung, pod) ({__name__=~"automonai_.+", rung!="", pod!=""})')
     alive = [int(series["value"][1]) for series in counted if series["metric"].get("trial")]
     seen.series_of_a_trial = max([seen.series_of_a_trial, *alive])
     for metric in ("automonai_run_peak_memory_bytes", "automonai_run_throughput_patches_per_second"):

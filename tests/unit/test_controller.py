@@ -324,6 +324,15 @@ def test_checkpoints_that_nothing_needs_are_deleted_as_the_study_goes() -> None:
     assert kept == {member.run_id for member in study.ensemble.members}
 
 
+@pytest.mark.parametrize("parallel", [1, 2, 4])
+@pytest.mark.parametrize("min_epochs", [1, 9])
+def test_at_the_end_of_the_time_nothing_is_proposed_that_is_not_run(parallel: int, min_epochs: int) -> None:
+    study = Bench(make_spec(parallel=parallel, time=100, refit_share=0.5, min_epochs=min_epochs)).run()
+    assert study.search_ended is not None
+    tried = {record.run.trial for record in study.search_records()}
+    assert len(study.trials) - len(tried) <= parallel
+
+
 def test_time_between_two_controllers_is_not_spent() -> None:
     bench = Bench(make_spec(iterations=1))
     with pytest.raises(Killed):
