@@ -40,6 +40,7 @@ from automonai.execution.jobs import JobTemplate, StudyHandle, WorkflowOwner, jo
 from automonai.storage import keys
 from automonai.storage.journal import Journal
 from automonai.storage.opening import open_store
+from automonai.storage.store import Store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -71,6 +72,10 @@ class ClusterStudy:
         self.namespace, self.name, self.gpus = namespace, name, gpus
         self.location = f"s3://automonai/studies/{name}"
         self.workflow = ""
+        self._endpoint = ""
+        self._store: Store | None = None
+        self._entries: list[str] = []
+        self._events: list[Event] = []
 
     def start(self) -> ClusterStudy:
         form = {"dataset": DATASET, "name": self.name, "gpus-per-run": str(self.gpus), "spec": SPEC}
@@ -80,8 +85,18 @@ class ClusterStudy:
     def ends(self) -> str:
         return wait_for_end(self.namespace, self.workflow, seconds=STUDY_SECONDS)
 
+    def store(self) -> Store:
+        """Return the same store, and so the same connections, while its address stays: a port-forward bears few."""
+        endpoint = os.environ["AWS_ENDPOINT_URL_S3"]
+        if self._store is None or endpoint != self._endpoint:
+            self._endpoint, self._store = endpoint, open_store(self.location)
+        return self._store
+
     def events(self) -> list[Event]:
-        return Journal(open_store(self.location)).read()
+        entries = list(self.store().list(keys.JOURNAL))
+        if entries != self._entries:
+            self._entries, self._events = entries, Journal(self.store()).read()
+        return self._events
 
     def count(self, kind: type[Event]) -> int:
         return sum(isinstance(event, kind) for event in self.events())
@@ -93,7 +108,7 @@ class ClusterStudy:
 
     def learns(self, *runs: Run) -> None:
         """Wait until runs are in the middle: a checkpoint is committed, and their pods work on."""
-        store = open_store(self.location)
+        store = self.store()
         for run in runs:
             eventually(partial(store.exists, keys.checkpoint_manifest(run.id)), f"{run.id} has a checkpoint")
         assert {run.id for run in runs} <= self._running(), "the runs ended too early to be disturbed"
@@ -242,7 +257,7 @@ def test_a_stop_frees_the_gpus_and_resubmitting_goes_on_to_the_same_end(
     argo("PUT", f"{release}/{study.workflow}/stop", {})
     _gpus_are_freed(study)
     study.ends()
-    before, store = study.events(), open_store(study.location)
+    before, store = study.events(), study.store()
     assert all(store.exists(keys.checkpoint_manifest(run.id)) for run in (FIRST, SECOND))
     study.start().finishes(3)
     monkeypatch.setenv("AUTOMONAI_NAMESPACE", release)
