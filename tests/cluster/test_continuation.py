@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,14 @@ def test_what_was_learnt_elsewhere_is_gone_on_with(moved: list[Event], undisturb
 def search_until_it_learns(spec: Path, run: Run) -> None:
     """Search on this machine, and press Ctrl-C once a run has a checkpoint."""
     command = [sys.executable, "-m", "automonai.cli", "search", str(spec)]
-    process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=dict(os.environ),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background programs ignore it
+    )
     try:
         eventually(lambda: learns(run) or process.poll() is not None, f"{run.id} has a checkpoint")
         process.send_signal(signal.SIGINT)

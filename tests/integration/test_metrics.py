@@ -148,7 +148,6 @@ def test_what_the_search_came_to_is_shown(scraped: Scraped) -> None:
     assert len(results) == 6
     patches = sum(result.epochs * patches_per_epoch(result) for result in results)
     assert scraped.seen("automonai_study_patches_total")[-1] == patches == 6 * 2 * BATCH_PATCHES
-    assert patches == BATCH_PATCHES * sum(result.steps for result in results)
 
 
 @pytest.mark.slow

@@ -59,7 +59,18 @@ def write_spec(store: Path, dataset: Path) -> Path:
 
 def start(spec: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "automonai.cli", "search", str(spec)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
+    )
+
+
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to programs that it starts in the background: they ignore SIGINT, and so would theirs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def story(folder: Path) -> dict[str, object]:

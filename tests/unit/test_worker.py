@@ -70,7 +70,7 @@ def test_a_runs_stored_log_is_text_with_its_id_where_standard_error_is_json(
     logs.set_up(level=logging.INFO)
     patch_training(monkeypatch, None)
     serve(store)
-    fields = json.loads(capsys.readouterr().err)
+    fields = json.loads(capsys.readouterr().err.splitlines()[-1])
     assert (fields["run"], fields["level"]) == (REQUEST.run_id, "INFO")
     assert fields["logger"] == "automonai.worker"
     assert store.get(keys.log(REQUEST.run_id)).decode().endswith(f"{REQUEST.run_id}: {fields['message']}\n")
@@ -88,7 +88,7 @@ def test_a_fault_that_is_not_the_runs_ends_the_worker_with_1_and_a_line_that_nam
         text=True,
         check=False,
     )
-    fields = json.loads(ended.stderr)
+    fields = json.loads(ended.stderr.splitlines()[-1])
     assert ended.returncode == 1
     assert (fields["level"], fields["study"], fields["run"]) == ("CRITICAL", "brain", "a-run")
     assert "no such object" in fields["exception"]
