@@ -49,14 +49,14 @@ STOP_API, START_API = "AUTOMONAI_TEST_STOP_API", "AUTOMONAI_TEST_START_API"
 OUTAGE_SECONDS = 30.0
 STUDY_SECONDS = 400.0
 LOW, HIGH = 40, 80
-SPEC = f"""
+SPEC = """
 split: {{test: 0.25, folds: 2}}
 search:
   seed: 3
   space: {{depth: 2, channels: {{type: ordinal, values: [4, 8]}}, loss: {{type: categorical, values: [dice, dice_ce]}}}}
   standard: {{depth: 2, channels: 4}}
-budget: {{iterations: 1, min_epochs: {LOW}, max_epochs: {HIGH}, eta: 2}}
-refit: {{epochs: {LOW}}}
+budget: {{iterations: 1, min_epochs: {low}, max_epochs: {high}, eta: 2}}
+refit: {{epochs: {low}}}
 training: {{max_patch_voxels: 4096, validation_every_epochs: 1}}
 execution: {{device: cpu, threads: 1, max_parallel_runs: 2}}
 """
@@ -67,9 +67,15 @@ FIRST, SECOND = Run(trial=0, budget_epochs=LOW), Run(trial=1, budget_epochs=LOW)
 class ClusterStudy:
     """A study in a release; its journal is read where the store can be reached."""
 
-    def __init__(self, namespace: str, name: str, *, gpus: int = 0) -> None:
+    def __init__(self, namespace: str, name: str, *, gpus: int = 0, low: int = LOW) -> None:
         """Remember what to start; without GPUs its runs wait for no others."""
-        self.namespace, self.name, self.gpus = namespace, name, gpus
+        self.namespace, self.name = namespace, name
+        self.form = {
+            "dataset": DATASET,
+            "name": name,
+            "gpus-per-run": str(gpus),
+            "spec": SPEC.format(low=low, high=2 * low),
+        }
         self.location = f"s3://automonai/studies/{name}"
         self.workflow = ""
         self._endpoint = ""
@@ -78,8 +84,7 @@ class ClusterStudy:
         self._events: list[Event] = []
 
     def start(self) -> ClusterStudy:
-        form = {"dataset": DATASET, "name": self.name, "gpus-per-run": str(self.gpus), "spec": SPEC}
-        self.workflow = submit(self.namespace, form)
+        self.workflow = submit(self.namespace, self.form)
         return self
 
     def ends(self) -> str:
@@ -275,18 +280,21 @@ def test_a_stop_frees_the_gpus_and_resubmitting_goes_on_to_the_same_end(
 
 @pytest.mark.usefixtures("store")
 def test_terminating_or_deleting_a_workflow_leaves_no_job(release: str) -> None:
-    study = ClusterStudy(release, "terminated", gpus=1).start()
-    study.learns(FIRST, SECOND)
+    endless = 100 * LOW
+    first, second = (Run(trial=trial, budget_epochs=endless) for trial in (0, 1))
+    study = ClusterStudy(release, "terminated", gpus=1, low=endless).start()
+    study.works_on(first, second)
     # Terminate runs no exit step, and a controller that hangs does not take its Jobs along.
-    _signal_step(signal.SIGSTOP, study.controller(), release)
+    hanging = study.controller()
+    _signal_step(signal.SIGSTOP, hanging, release)
     argo("PUT", f"{release}/{study.workflow}/terminate", {})
     assert study.ends() == "Failed"
-    assert len(study.jobs()) == 2
+    assert study.held_gpus() == 2
     assert "2 Jobs deleted" in _janitor_says(release)
     _gpus_are_freed(study)
     assert study.jobs() == []
-    study.start()
-    study.works_on(FIRST, SECOND)
+    _signal_step(signal.SIGKILL, hanging, release)
+    study.start().works_on(first, second)
     argo("DELETE", f"{release}/{study.workflow}", {})
     _gpus_are_freed(study)
     assert study.jobs() == []
