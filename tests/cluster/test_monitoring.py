@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 logger = logging.getLogger(__name__)
 
-STUDY = "watched"
+STUDY = "scraped"
 SPEC = """
 split: {test: 0.25, folds: 2}
 search: {space: {depth: 2, channels: {type: ordinal, values: [4, 8]}}, standard: {depth: 2, channels: 4}}

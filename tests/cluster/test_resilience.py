@@ -42,12 +42,12 @@ from automonai.storage.journal import Journal
 from automonai.storage.opening import open_store
 from automonai.storage.store import Store
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 STOP_API, START_API = "AUTOMONAI_TEST_STOP_API", "AUTOMONAI_TEST_START_API"
 """Commands that stop the API server and start it again; not every cluster is the test's own."""
 OUTAGE_SECONDS = 30.0
-STUDY_SECONDS = 400.0
+STUDY_SECONDS = 900.0
 LOW, HIGH = 40, 80
 SPEC = """
 split: {{test: 0.25, folds: 2}}
@@ -62,6 +62,8 @@ execution: {{device: cpu, threads: 1, max_parallel_runs: 2}}
 """
 """Two trials, one of them promoted, its two refits and the ensemble; a run takes some 20 s on an idle node."""
 FIRST, SECOND = Run(trial=0, budget_epochs=LOW), Run(trial=1, budget_epochs=LOW)
+PATIENT = 160
+"""Epochs of runs that outlast the half minute or more in which a killed controller has no successor."""
 
 
 class ClusterStudy:
@@ -204,10 +206,10 @@ def store(release: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("store")
 def test_a_controller_killed_at_three_moments_has_successors_that_adopt_its_runs(
-    release: str, undisturbed: Callable[[], dict[str, object]]
+    release: str,
 ) -> None:
-    study = ClusterStudy(release, "killed").start()
-    study.works_on(FIRST, SECOND)
+    study = ClusterStudy(release, "killed", low=PATIENT).start()
+    study.works_on(*(Run(trial=trial, budget_epochs=PATIENT) for trial in (0, 1)))
     _signal_step(signal.SIGKILL, study.controller(), release)
     study.is_taken_up(2)
     assert len(study.pods("Running")) == 2, "nothing was left to adopt"
@@ -226,7 +228,9 @@ def test_a_controller_killed_at_three_moments_has_successors_that_adopt_its_runs
     assert sorted(job["metadata"]["labels"]["automonai/run"] for job in jobs) == sorted([*study.queued(), "ensemble"])
     assert {job["metadata"]["labels"]["automonai/attempt"] for job in jobs} == {"0"}
     assert len(pods) == len(jobs)
-    assert study.story() == undisturbed()
+    calm = ClusterStudy(release, "calm", low=PATIENT).start()
+    assert calm.ends() == "Succeeded"
+    assert study.story() == calm.story()
 
 
 @pytest.mark.usefixtures("store")
@@ -290,7 +294,7 @@ def test_terminating_or_deleting_a_workflow_leaves_no_job(release: str) -> None:
     argo("PUT", f"{release}/{study.workflow}/terminate", {})
     assert study.ends() == "Failed"
     assert study.held_gpus() == 2
-    assert "2 Jobs deleted" in _janitor_says(release)
+    assert _janitor_says(release).count(f"of workflow {study.workflow} deleted") == 2
     _gpus_are_freed(study)
     assert study.jobs() == []
     _signal_step(signal.SIGKILL, hanging, release)
@@ -298,7 +302,7 @@ def test_terminating_or_deleting_a_workflow_leaves_no_job(release: str) -> None:
     argo("DELETE", f"{release}/{study.workflow}", {})
     _gpus_are_freed(study)
     assert study.jobs() == []
-    assert "0 Jobs deleted" in _janitor_says(release)
+    assert study.workflow not in _janitor_says(release)
 
 
 def test_a_store_that_is_away_for_a_while_costs_nothing(
