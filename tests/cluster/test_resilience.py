@@ -56,13 +56,13 @@ search:
   space: {{depth: 2, channels: {{type: ordinal, values: [4, 8]}}, loss: {{type: categorical, values: [dice, dice_ce]}}}}
   standard: {{depth: 2, channels: 4}}
 budget: {{iterations: 1, min_epochs: {low}, max_epochs: {high}, eta: 2}}
-refit: {{epochs: {low}}}
+refit: {{epochs: 40}}
 training: {{max_patch_voxels: 4096, validation_every_epochs: 1}}
 execution: {{device: cpu, threads: 1, max_parallel_runs: 2}}
 """
 """Two trials, one of them promoted, its two refits and the ensemble; a run takes some 20 s on an idle node."""
 FIRST, SECOND = Run(trial=0, budget_epochs=LOW), Run(trial=1, budget_epochs=LOW)
-PATIENT = 160
+PATIENT = 600
 """Epochs of runs that outlast the half minute or more in which a killed controller has no successor."""
 
 
