@@ -47,15 +47,15 @@ def main() -> None:
 
 
 def draw(dashboard: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
-    """Draw one dashboard into a file, each panel where its grid has it."""
-    panels = [panel for panel in dashboard["panels"] if panel.get("targets")]
+    """Draw one dashboard into a file, each panel but tables where its grid has it."""
+    panels = [panel for panel in dashboard["panels"] if panel["type"] in ("stat", "bargauge", "timeseries")]
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     figure = plt.figure(figsize=(24 * COLUMN_INCHES, rows * ROW_INCHES), layout="none")
     for panel in panels:
         place = panel["gridPos"]
         left, width = place["x"] / 24, place["w"] / 24
         bottom, height = 1 - (place["y"] + place["h"]) / rows, place["h"] / rows
-        box = (left + 0.035, bottom + 0.9 / rows, width - 0.045, height - 2.0 / rows)
+        box = (left + 0.058, bottom + 0.9 / rows, width - 0.066, height - 2.0 / rows)
         axes = figure.add_axes(box)
         series = [one for target in panel["targets"] for one in ask(options, target)]
         draw_panel(axes, panel, series)
@@ -76,7 +76,7 @@ def draw_panel(axes: Axes, panel: dict[str, Any], series: list[Series]) -> None:
         axes.set_axis_off()
         axes.title.set_visible(True)
         axes.text(0.5, 0.45, words(series[0][1][-1][1], unit), ha="center", va="center", fontsize=17, color="#2a7f3f")
-    elif panel["type"] in ("bargauge", "barchart", "piechart", "table"):
+    elif panel["type"] == "bargauge":
         draw_bars(axes, series, unit)
     else:
         draw_lines(axes, series, unit)
@@ -96,13 +96,13 @@ def draw_bars(axes: Axes, series: list[Series], unit: str) -> None:
 
 
 def draw_lines(axes: Axes, series: list[Series], unit: str) -> None:
-    """Draw each series over the time of day."""
+    """Draw each series over the minutes and seconds of the hour."""
     for label, points in series:
         times = [date2num(datetime.fromtimestamp(at)) for at, _ in points]  # type: ignore[no-untyped-call]
         marker = "o" if len(points) < 3 else None
         axes.plot(times, [value for _, value in points], linewidth=1, marker=marker, markersize=2, label=label)
     axes.yaxis.set_major_formatter(lambda value, _: words(value, unit))
-    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_formatter(DateFormatter("%M:%S"))  # type: ignore[no-untyped-call]
     axes.grid(visible=True, linewidth=0.3)
     if 1 < len(series) <= LINES_IN_LEGEND:
         axes.legend(fontsize=6, loc="best", framealpha=0.6)
