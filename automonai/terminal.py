@@ -14,7 +14,7 @@ from rich.text import Text
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.run import Origin, Result, RunState
-from automonai.domain.study import Phase, RunRecord, Study
+from automonai.domain.study import Phase, Study
 from automonai.report.words import FAILURE_WORDS, counted, duration, memory
 from automonai.storage.keys import REPORT_HTML
 from automonai.storage.opening import join_location
@@ -105,16 +105,19 @@ def _facts_table(study: Study, now: float) -> Table:
 
 
 def _running_words(study: Study, now: float) -> str:
-    running = [f"{r.run.id} ({_open_words(r, now)})" for r in study.open_runs]
+    running = [
+        f"{record.run.id} ({_open_words(queued_at=record.queued_at, started_at=record.started_at, now=now)})"
+        for record in study.open_runs
+    ]
     if study.phase is Phase.ENSEMBLE:
         running.append(_ensemble_words(study, now))
     return ", ".join(running) or "nothing"
 
 
-def _open_words(record: RunRecord, now: float) -> str:
-    if record.started_at is None:
-        return f"queued for {duration(max(0.0, now - record.queued_at))}"
-    return duration(max(0.0, now - record.started_at))
+def _open_words(*, queued_at: float, started_at: float | None, now: float) -> str:
+    if started_at is None:
+        return f"queued for {duration(max(0.0, now - queued_at))}"
+    return duration(max(0.0, now - started_at))
 
 
 def _best_words(study: Study) -> str:
@@ -152,11 +155,10 @@ def _left_words(study: Study, now: float) -> str:
 
 
 def _ensemble_words(study: Study, now: float) -> str:
-    if study.ensemble_started_at is not None:
-        return f"the ensemble ({duration(max(0.0, now - study.ensemble_started_at))})"
     queued = study.ensemble_queued
-    waited = f" (queued for {duration(max(0.0, now - queued.at))})" if queued is not None else ""
-    return f"the ensemble{waited}"
+    if queued is None:
+        return "the ensemble"
+    return f"the ensemble ({_open_words(queued_at=queued.at, started_at=study.ensemble_started_at, now=now)})"
 
 
 def _last_event_words(study: Study, now: float) -> str:

@@ -79,7 +79,7 @@ class Study:
     losses: Counter[LossCause] = field(default_factory=Counter)
     """How often each cause lost a run or the ensemble's work."""
     disruptions: Counter[LossCause] = field(default_factory=Counter)
-    """How often each cause took a worker away without a loss."""
+    """How often each cause took a worker away, whether or not the run was lost by it in the end."""
     queue_seconds: list[float] = field(default_factory=list)
     """How long each start of a run was waited for, those of runs that were lost later included."""
     lost_seconds: float = 0.0

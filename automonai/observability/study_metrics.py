@@ -56,7 +56,7 @@ RETRIES = Definition(
 DISRUPTIONS = Definition(
     "automonai_run_disruptions_total",
     "counter",
-    "Pods that were taken away and that Kubernetes itself made anew, by cause; their runs go on.",
+    "Pods that were taken away, by cause; Kubernetes makes them anew until there were too many, which loses the run.",
     ("reason",),
 )
 RUN_SECONDS = Definition(
