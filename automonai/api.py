@@ -18,20 +18,20 @@ import yaml
 from automonai.controller import Controller, Watch, run_study
 from automonai.domain.configuration import Configuration
 from automonai.domain.events import SpecChanged, StudyStarted
-from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, TrainRequest
+from automonai.domain.request import EnsembleResult, StudyData, TrainRequest
 from automonai.domain.run import Purpose, Result, Run
 from automonai.domain.seeds import derive_seed
 from automonai.domain.study import RunRecord, Study
 from automonai.errors import DatasetError, ObjectNotFoundError, SpecError, StudyNotFoundError
 from automonai.execution.local import LocalExecutor, workers_folder
 from automonai.execution.lock import locked
-from automonai.execution.machine import detect_machine
+from automonai.execution.machine import detect_machine, refuse_unusable
 from automonai.monitoring import monitored
 from automonai.observability.logs import log_context
 from automonai.preparing import CACHE_FOLDER, cache_folder_of, dataset_here, prepare_data
 from automonai.report import Summary, summarise, write_report
 from automonai.search import make_sampler
-from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, TrainingSpec, explain, load_spec
+from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, load_spec, parse_limit, parse_spec
 from automonai.storage import keys
 from automonai.storage.datasets import Push, push_dataset
 from automonai.storage.journal import Journal
@@ -118,10 +118,15 @@ def init(dataset: str | Path, *, budget: str | None = None, name: str | None = N
         name: Of the study; None: the dataset's.
 
     Raises:
-        UserError: If the dataset is faulty or the budget cannot be read.
+        UserError: If the dataset is faulty, the budget cannot be read or the name is not allowed.
     """
     from automonai.initial_spec import initial_spec
 
+    # Before the check, which reads every voxel.
+    if budget is not None:
+        parse_limit(budget)
+    if name is not None:
+        parse_spec({"name": name, "dataset": str(dataset), "budget": {"iterations": 1}})
     return initial_spec(
         check(dataset),
         path=dataset if is_remote(dataset) else Path(dataset),
@@ -149,11 +154,12 @@ def search(
         metrics_port: Where Prometheus finds the metrics of the study and its runs meanwhile; None: nowhere.
 
     Raises:
-        UserError: If spec or dataset are faulty, another controller has the study, a started study's spec differs, or
-            the port is in use.
+        UserError: If spec or dataset are faulty, this machine lacks the device or precision that the spec demands,
+            another controller has the study, a started study's spec differs, or the port is in use.
     """
     spec = spec if isinstance(spec, StudySpec) else load_spec(spec, tuple(overrides))
-    make_sampler(spec.search)  # a faulty space is told before anything is read or written
+    make_sampler(spec.search)  # a faulty space, or a GPU that is not there, is told before anything is read or written
+    refuse_unusable(spec.execution)
     location = join_location(spec.store, spec.name)
     shown = monitored(spec.name, port=metrics_port, watch=watch, workers_folder=workers_folder(location))
     with log_context(study=spec.name), locked(place_on_this_machine(location), study=location) as lock, shown as seen:
@@ -252,42 +258,39 @@ def train(
     """Train one configuration without a search; `predict` takes the output folder as it takes a study's.
 
     The learning rate decays to zero over the epochs. One fold is held out and scored. Called again after an
-    interruption, it goes on from the last checkpoint.
+    interruption, it goes on from the last checkpoint; called again after its end, it answers at once, but tries anew
+    what has failed.
 
     Args:
         dataset: Folder in MSD or nnU-Net layout.
         configuration: Or its YAML or JSON file; what it does not name keeps the standard's value.
         epochs: One epoch is one patch of each training case.
-        output: Folder or `s3://` location for checkpoint, result and log.
+        output: Folder or `s3://` location for checkpoint, result and log; it holds one training, of any folds.
         fold: Of four, no case being kept for a test.
         seed: Of weights, order and augmentation.
 
     Raises:
-        UserError: If dataset or configuration are faulty.
+        UserError: If dataset or configuration are faulty, there is no such fold, or the output holds another training.
+        StopRequestedError: After SIGTERM; the same call goes on.
     """
-    from automonai.worker import serve
+    from automonai.single_training import read_configuration, train_alone
 
-    chosen = configuration if isinstance(configuration, Configuration) else _read_configuration(Path(configuration))
-    store, place = open_store(output), place_on_this_machine(output)
-    cache_folder = user_cache_folder() if is_remote(output) else place / CACHE_FOLDER
+    split = SplitSpec(test=0, seed=seed)
+    if fold >= split.folds:
+        raise SpecError(f"fold {fold} does not exist: there are {split.folds}, 0 to {split.folds - 1}")
+    chosen = configuration if isinstance(configuration, Configuration) else read_configuration(Path(configuration))
+    run = Run(trial=0, budget_epochs=epochs, fold=fold, purpose=Purpose.REFIT)
+    request = TrainRequest(run=run, configuration=chosen, seed=derive_seed(seed, "train"), decay=True)
+    place = place_on_this_machine(output)
     with locked(place), stop_on_sigterm() as stopped:
-        if not store.exists(keys.DATA):
-            data = prepare_data(
-                dataset,
-                split=SplitSpec(test=0, seed=seed),
-                training=TrainingSpec(),
-                cache_folder=cache_folder,
-            )
-            store.put(keys.DATA, data.model_dump_json(indent=1).encode())
-        run = Run(trial=0, budget_epochs=epochs, fold=fold, purpose=Purpose.REFIT)
-        request = TrainRequest(run=run, configuration=chosen, seed=derive_seed(seed, "train"), decay=True)
-        store.put(keys.request(run.id), request.model_dump_json().encode())
-        serve(run.id, store=store, cache_folder=cache_folder, stop=stopped)
-    result = Result.model_validate_json(store.get(keys.result(run.id)))
-    if result.checkpoint is not None:
-        member = EnsembleMember(run_id=run.id, trial=0, fold=fold, weight=1.0, checkpoint=result.checkpoint)
-        store.put(keys.ENSEMBLE, EnsembleResult(members=(member,)).model_dump_json().encode())
-    return result
+        return train_alone(
+            request,
+            dataset,
+            split=split,
+            output=output,
+            cache_folder=user_cache_folder() if is_remote(output) else place / CACHE_FOLDER,
+            stop=stopped,
+        )
 
 
 def predict(
@@ -379,16 +382,20 @@ def _start(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, Stud
     store.put(keys.DATA, data.model_dump_json(indent=1).encode())
     store.put(keys.SPLIT, data.split.model_dump_json(indent=1).encode())
     store.put(keys.SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
-    started = StudyStarted(at=time(), spec=spec, software=_software())
+    started = StudyStarted(at=time(), spec=spec, software=_software(), folds=len(data.split.folds))
     journal.append(started)
     return Study.replay([started]), data
 
 
 def _take_up(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
-    """Replay a study; budget, execution and refit may have changed since, nothing else."""
+    """Replay a study; budget, execution and refit may have changed since, nothing else.
+
+    Workers read the execution's settings in the data. They are written before the event: whatever ends this call in
+    between, the next one writes the rest.
+    """
     study = Study.replay(journal.read())
     data = StudyData.model_validate_json(store.get(keys.DATA))
-    if spec == study.spec or study.is_over:
+    if study.is_over:
         return study, data
     for section in ("dataset", "split", "search", "training"):
         before, now = getattr(study.spec, section), getattr(spec, section)
@@ -397,9 +404,13 @@ def _take_up(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, St
                 f"study {spec.name} was started with another '{section}' ({_difference(before, now)});"
                 f" give this one another name, or restore the setting"
             )
-    changed = SpecChanged(at=study.last_event_at, spec=spec)
-    journal.append(changed)
-    study.apply(changed)
+    if data.execution != spec.execution:
+        data = data.model_copy(update={"execution": spec.execution})
+        store.put(keys.DATA, data.model_dump_json(indent=1).encode())
+    if spec != study.spec:
+        changed = SpecChanged(at=study.last_event_at, spec=spec)
+        journal.append(changed)
+        study.apply(changed)
     return study, data
 
 
@@ -429,20 +440,6 @@ def _memory_per_run(execution: ExecutionSpec) -> int:
     if execution.memory_gib is not None:
         return int(execution.memory_gib * 2**30)
     return detect_machine().memory_per_run(execution.max_parallel_runs, on_gpu=execution.device != "cpu")
-
-
-def _read_configuration(path: Path) -> Configuration:
-    from pydantic import ValidationError
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Configuration.model_validate(document if document is not None else {})
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: is neither YAML nor JSON: {error}") from error
-    except ValidationError as error:
-        raise SpecError(f"{path}: {explain(error)}") from error
 
 
 def _run_row(study: Study, record: RunRecord) -> dict[str, object]:

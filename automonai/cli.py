@@ -1,6 +1,7 @@
 """The command line: each verb is one call into the API, loaded when the verb runs so that `--help` answers at once.
 
-Exit codes: 0 done, 1 it did not come out well, 2 something in the user's hands is wrong, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 it did not come out well, 2 something in the user's hands is wrong, 75 the store or the cluster is
+away, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from pathlib import Path
 import click
 
 from automonai import cluster_cli
-from automonai.errors import AutoMonaiError, DatasetError, UserError
+from automonai.errors import (
+    AutoMonaiError,
+    ClusterError,
+    DatasetError,
+    StopRequestedError,
+    StoreUnavailableError,
+    UserError,
+)
 
 FAILED, USER_ERROR, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -63,6 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         _tell(error)
         return USER_ERROR
+    except (StoreUnavailableError, ClusterError) as error:
+        _tell(error)
+        return error.exit_code
+    except StopRequestedError as error:
+        _tell(error)
+        return TERMINATED
     except (AutoMonaiError, OSError) as error:
         _tell(error)
         return FAILED

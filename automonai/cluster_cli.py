@@ -33,9 +33,11 @@ class _StepGroup(click.Group):
         try:
             return super().invoke(context)
         except (AutoMonaiError, OSError, click.ClickException) as error:
+            from automonai.observability.logs import redacted
+
             text = error.format_message() if isinstance(error, click.ClickException) else str(error)
             if TERMINATION_LOG.exists():
-                TERMINATION_LOG.write_bytes(text.encode()[:MESSAGE_BYTES])
+                TERMINATION_LOG.write_bytes(redacted(text).encode()[:MESSAGE_BYTES])
             raise
 
 
@@ -173,7 +175,7 @@ def workflow() -> None:
 
 @workflow.command()
 @click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting.")
+@click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting, e.g. search.seed=8.")
 def render(spec: Path, *, overrides: tuple[str, ...]) -> None:
     """Print the Workflow that 'submit' would create."""
     import yaml
@@ -183,8 +185,15 @@ def render(spec: Path, *, overrides: tuple[str, ...]) -> None:
 
 @workflow.command()
 @click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting.")
-@click.option("--namespace", "-n", envvar="AUTOMONAI_NAMESPACE", default="automonai", show_default=True)
+@click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting, e.g. search.seed=8.")
+@click.option(
+    "--namespace",
+    "-n",
+    envvar="AUTOMONAI_NAMESPACE",
+    default="automonai",
+    show_default=True,
+    help="Where the chart is installed; $AUTOMONAI_NAMESPACE says it too.",
+)
 def submit(spec: Path, *, overrides: tuple[str, ...], namespace: str) -> None:
     """Start a study on the cluster that KUBECONFIG names."""
     from automonai.execution.cluster_api import connect

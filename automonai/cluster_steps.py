@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 DONE, FAILED, TERMINATED = 0, 1, 143
 DEFAULT_NAMESPACE = "automonai"
+PATIENCE_SECONDS = 50.0
+"""A workflow that is stopped frees its GPUs within a minute, or its exit step fails and is started again."""
 
 
 class Surroundings(Record):
@@ -92,7 +95,9 @@ def check(parameters: StudyParameters, *, surroundings: Surroundings | None = No
     """
     here = surroundings or Surroundings.from_environment()
     spec = study_spec(parameters, here.store)
-    _template(here, parameters)
+    gpus = _template(here, parameters).gpus_per_run
+    if gpus > 1:
+        logger.warning("each run holds %d GPUs, of which its training uses one: the others stay idle", gpus)
     # Only now: a faulty parameter is told within a second, and these take longer than that to load.
     from automonai import api
     from automonai.search import make_sampler
@@ -202,12 +207,17 @@ def finish(*, surroundings: Surroundings | None = None, api: ClusterApi | None =
     here = surroundings or Surroundings.from_environment()
     if here.workflow is None:
         raise UserError("AUTOMONAI_WORKFLOW_NAME is not set: 'step finish' is for the exit step of a workflow")
-    cluster = api or connect(here.namespace)
-    jobs = cluster.list_jobs(f"{PART_OF_LABEL}={PART_OF},{WORKFLOW_LABEL}={here.workflow[:63]}")
-    running = [job.metadata.name for job in jobs if not job.has_ended]
-    for name in running:
-        cluster.delete_job(name)
-    return len(running)
+    cluster, workflow = api or connect(here.namespace), here.workflow[:63]  # as a label has it
+    deleted: set[str] = set()
+
+    def delete() -> None:
+        for job in cluster.list_jobs(f"{PART_OF_LABEL}={PART_OF},{WORKFLOW_LABEL}={workflow}"):
+            if not job.has_ended:
+                cluster.delete_job(job.metadata.name)
+                deleted.add(job.metadata.name)
+
+    _patiently(delete)
+    return len(deleted)
 
 
 def delete_orphans(namespace: str, *, api: ClusterApi | None = None) -> int:
@@ -216,14 +226,39 @@ def delete_orphans(namespace: str, *, api: ClusterApi | None = None) -> int:
     from automonai.execution.jobs import PART_OF, PART_OF_LABEL, WORKFLOW_LABEL
 
     cluster = api or connect(namespace)
-    # Jobs first: a Workflow that begins in between has none in this list.
-    jobs = cluster.list_jobs(f"{PART_OF_LABEL}={PART_OF},{WORKFLOW_LABEL}")
-    living = {workflow.metadata.name for workflow in cluster.list_workflows() if not workflow.is_over}
-    orphans = [job.metadata for job in jobs if job.metadata.labels.get(WORKFLOW_LABEL) not in living]
-    for job in orphans:
-        cluster.delete_job(job.name)
-        logger.info("Job %s of workflow %s deleted", job.name, job.labels.get(WORKFLOW_LABEL))
-    return len(orphans)
+    deleted: set[str] = set()
+
+    def delete() -> None:
+        # Jobs first: a Workflow that begins in between has none in this list.
+        jobs = cluster.list_jobs(f"{PART_OF_LABEL}={PART_OF},{WORKFLOW_LABEL}")
+        living = {workflow.metadata.name for workflow in cluster.living_workflows()}
+        for job in (job.metadata for job in jobs if job.metadata.labels.get(WORKFLOW_LABEL) not in living):
+            cluster.delete_job(job.name)
+            deleted.add(job.name)
+            logger.info("Job %s of workflow %s deleted", job.name, job.labels.get(WORKFLOW_LABEL))
+
+    _patiently(delete)
+    return len(deleted)
+
+
+def _patiently(work: Callable[[], None]) -> None:
+    """Do what may be done twice, again and again while the cluster's API is away or overburdened.
+
+    Raises:
+        ClusterError: If it still is after `PATIENCE_SECONDS`, or refuses.
+    """
+    from automonai.execution.watcher import pause_seconds
+
+    deadline, failures = time.monotonic() + PATIENCE_SECONDS, 0
+    while True:
+        try:
+            return work()
+        except ClusterError as error:
+            failures += 1
+            if not error.is_passing or time.monotonic() > deadline:
+                raise
+            logger.warning("%s; trying again", error)
+        time.sleep(pause_seconds(failures))
 
 
 def stop(location: str, *, api: ClusterApi | None = None) -> tuple[str, ...]:
@@ -240,8 +275,8 @@ def stop(location: str, *, api: ClusterApi | None = None) -> tuple[str, ...]:
     holder = workflow_of(cluster, study)
     names = tuple(
         workflow.metadata.name
-        for workflow in cluster.list_workflows()
-        if not workflow.is_over and (workflow.metadata.name == holder or _is_for(workflow, study))
+        for workflow in cluster.living_workflows()
+        if workflow.metadata.name == holder or _is_for(workflow, study)
     )
     if not names:
         raise UserError(f"{location}: no workflow in namespace {cluster.namespace} runs this study; nothing to stop")
@@ -326,6 +361,7 @@ def _run(
             memory_bytes=session.memory_bytes,
             watch=ProgressWatch(here.progress_file, seen.watch),
             should_stop=lambda: stopped() or lease.is_lost(),
+            may_write=lease.is_sure,
         )
     )
 
@@ -339,10 +375,7 @@ def _leave(session: _Session, cluster: ClusterApi, here: Surroundings, *, lease:
         return DONE if session.study.ended.succeeded else FAILED
     if lease.is_lost() or not _is_ended_by_user(cluster, here):
         return TERMINATED
-    try:
-        session.executor.delete_all()
-    except ClusterError as error:
-        logger.warning("not all Jobs could be deleted: %s; the exit step or the janitor deletes them", error)
+    session.executor.delete_all()
     return DONE
 
 

@@ -103,6 +103,8 @@ class Controller:
     watch: Watch = field(default_factory=Unwatched)
     clock: Callable[[], float] = time.time
     should_stop: Callable[[], bool] = lambda: False
+    may_write: Callable[[], bool] = lambda: True
+    """Whether nobody else can be this study's controller now; while that is not sure, nothing is done."""
 
 
 def run_study(controller: Controller) -> Study:
@@ -119,12 +121,21 @@ def run_study(controller: Controller) -> Study:
         controller.executor.submit(_train_request(controller, record.run, record.resume_from))
     if study.ensemble_queued is not None and study.ensemble is None:
         controller.executor.submit(_ensemble_request(controller, study.ensemble_queued.candidates))
+    study.cleaned |= set(study.finished) - _runs_with_checkpoints(controller.store)
     while not study.is_over and not controller.should_stop():
-        _take_reports(controller, controller.executor.poll(0.0))
-        if controller.executor.free_slots() == 0 or not _act(controller):
-            _take_reports(controller, controller.executor.poll(POLL_SECONDS))
+        if controller.may_write():
+            _turn(controller)
+        else:
+            time.sleep(POLL_SECONDS)
         controller.watch.on_tick(study, controller.clock())
     return study
+
+
+def _turn(controller: Controller) -> None:
+    """Take what has come, do the next thing; where there is none, wait for what comes."""
+    _take_reports(controller, controller.executor.poll(0.0))
+    if controller.executor.free_slots() == 0 or not _act(controller):
+        _take_reports(controller, controller.executor.poll(POLL_SECONDS))
 
 
 def _act(controller: Controller) -> bool:
@@ -307,6 +318,11 @@ def _delete_unneeded_checkpoints(controller: Controller) -> None:
         for key in list(controller.store.list(manifest.rpartition("/")[0] + "/")):
             controller.store.delete(key)
         study.cleaned.add(run_id)
+
+
+def _runs_with_checkpoints(store: Store) -> set[str]:
+    """Return whose checkpoints the store has, in a few requests however many runs there were."""
+    return {run_id for key in store.list(keys.RUNS) if (run_id := keys.run_of_checkpoint(key))}
 
 
 def _record(controller: Controller, event: Event) -> None:

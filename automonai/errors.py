@@ -14,16 +14,20 @@ AutoMonaiError
 |   |-- DoesNotFitError          exit code 66: refused before it ran
 |   `-- TooSlowError             exit code 67
 |-- StopRequestedError           SIGTERM: state is saved, the run may go on later
-|-- ClusterError                 the Kubernetes API refused something or did not answer
+|-- ClusterError                 the Kubernetes API refused something, or is away: exit code 75
 `-- StorageError
     |-- ObjectNotFoundError
-    `-- CorruptObjectError       what was read is not what was written
+    |-- CorruptObjectError       what was read is not what was written
+    `-- StoreUnavailableError    the store is away: exit code 75
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar
+
+TRY_LATER = 75
+"""Exit code when a service was away: EX_TEMPFAIL of sysexits.h."""
 
 
 class AutoMonaiError(Exception):
@@ -119,6 +123,11 @@ class ClusterError(AutoMonaiError):
         self.status = status
 
     @property
+    def exit_code(self) -> int:
+        """Return what a command ends with."""
+        return TRY_LATER if self.is_passing else 1
+
+    @property
     def is_passing(self) -> bool:
         """Whether the same request may succeed later: the API is away or overburdened."""
         return self.status in (0, 429) or self.status >= 500
@@ -134,3 +143,9 @@ class ObjectNotFoundError(StorageError):
 
 class CorruptObjectError(StorageError):
     """An object's content does not match its recorded checksum or form."""
+
+
+class StoreUnavailableError(StorageError):
+    """The store did not answer, or was overburdened, for as long as it was asked; later the same may succeed."""
+
+    exit_code: ClassVar[int] = TRY_LATER

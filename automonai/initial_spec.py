@@ -15,7 +15,8 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.fingerprint import Fingerprint
 from automonai.domain.ladder import Ladder, fewest_epochs, fit_ladder, results_on_one_rung
 from automonai.domain.plan import Plan, make_plan
-from automonai.execution.machine import Machine
+from automonai.errors import SpecError
+from automonai.execution.machine import Gpu, Machine
 from automonai.spec import (
     DEFAULT_SPACE,
     BudgetSpec,
@@ -32,6 +33,7 @@ from automonai.spec import (
 )
 
 if TYPE_CHECKING:
+    from automonai.domain.dataset import Dataset
     from automonai.imaging.checking import CheckedDataset
 
 REFIT_SHARE = BudgetSpec.model_fields["refit_share"].default
@@ -39,6 +41,7 @@ SMALL_VOXELS = 2**18
 """Up to this median size the first level stays at full resolution: it wins by 0.009 Dice on 35x50x35 voxels and loses
 by 0.09 on 240x240x155, where the time goes into fewer, larger steps (measured on two cores)."""
 CPU_PATCH_VOXELS = 64**3
+FEWEST_CHANNELS = 8
 COST_CAP = 4.0
 """A configuration may cost this many times what the standard one costs per epoch."""
 LOOP_OVERHEAD = 1.15
@@ -76,13 +79,16 @@ def initial_spec(
     """
     limit = Limit(iterations=5) if budget is None else parse_limit(budget)
     facts = Fingerprint(cases=tuple(checked.facts[case.id] for case in checked.dataset.cases))
+    machine = _with_gpu_of_torch(machine)
     is_on_gpu = bool(machine.gpus)
     median = facts.median_shape_voxels()
     is_small = prod(median) <= SMALL_VOXELS
     standard = _standard(is_small=is_small, is_on_gpu=is_on_gpu, fingerprint=facts)
     training = TrainingSpec(max_patch_voxels=128**3 if is_on_gpu else CPU_PATCH_VOXELS)
     execution = _execution(machine)
-    plan = make_plan(standard, dataset=checked.dataset, fingerprint=facts, training=training)
+    memory_bytes = machine.memory_per_run(execution.max_parallel_runs, on_gpu=is_on_gpu)
+    plan, training = _fitting(standard, training, dataset=checked.dataset, fingerprint=facts, memory_bytes=memory_bytes)
+    standard = plan.configuration
     split = SplitSpec()
     steps = _steps_per_epoch(checked, split, plan.batch_size)
     step_seconds = _seconds_per_step(plan, execution, machine)
@@ -100,6 +106,40 @@ def initial_spec(
         execution=execution,
     )
     return _render(spec, _remarks(facts, machine, epoch_seconds, ladder))
+
+
+def _with_gpu_of_torch(machine: Machine) -> Machine:
+    """Return the machine with the GPU that torch sees where nvidia-smi tells of none.
+
+    So it is with a MIG device, and in a container that lacks nvidia-smi.
+    """
+    import torch
+
+    if machine.gpus or not torch.cuda.is_available():
+        return machine
+    seen = torch.cuda.get_device_properties(0)
+    return machine.model_copy(update={"gpus": (Gpu(id="0", name=seen.name, memory_bytes=seen.total_memory),)})
+
+
+def _fitting(
+    standard: Configuration,
+    training: TrainingSpec,
+    *,
+    dataset: Dataset,
+    fingerprint: Fingerprint,
+    memory_bytes: int,
+) -> tuple[Plan, TrainingSpec]:
+    """Return the plan of what is tried first, with smaller patches, then fewer channels, until it fits the memory."""
+    while True:
+        plan = make_plan(standard, dataset=dataset, fingerprint=fingerprint, training=training)
+        if plan.memory_bytes <= memory_bytes:
+            return plan, training
+        if training.max_patch_voxels > CPU_PATCH_VOXELS:
+            training = training.model_copy(update={"max_patch_voxels": training.max_patch_voxels // 2})
+        elif standard.channels > FEWEST_CHANNELS:
+            standard = standard.model_copy(update={"channels": standard.channels // 2})
+        else:
+            return plan, training
 
 
 def _standard(*, is_small: bool, is_on_gpu: bool, fingerprint: Fingerprint) -> Configuration:
@@ -166,10 +206,16 @@ def _steps_per_epoch(checked: CheckedDataset, split: SplitSpec, batch_size: int)
 
 
 def _seconds_per_step(plan: Plan, execution: ExecutionSpec, machine: Machine) -> float:
+    import torch
+
     from automonai.learning.timing import seconds_per_step
 
     threads = machine.threads_per_run(execution.max_parallel_runs)
-    return LOOP_OVERHEAD * seconds_per_step(plan, execution=execution, threads=threads)
+    try:
+        return LOOP_OVERHEAD * seconds_per_step(plan, execution=execution, threads=threads)
+    except torch.OutOfMemoryError as error:
+        needed = f"{plan.memory_bytes / 2**30:.1f} GiB"
+        raise SpecError(f"the GPU has less memory free than a training step needs ({needed}); is it in use?") from error
 
 
 def _validations(

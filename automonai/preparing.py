@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from automonai.domain.request import StudyData
+from automonai.errors import ObjectNotFoundError, SpecError
 from automonai.spec import ExecutionSpec, SplitSpec, TrainingSpec
 from automonai.storage.datasets import fetch_dataset, pinned
-from automonai.storage.opening import is_remote, user_cache_folder
+from automonai.storage.opening import is_remote, open_store, user_cache_folder
 
 CACHE_FOLDER = ".cache"
 """Beside the studies of a folder; preprocessed cases are shared by all of them."""
@@ -22,7 +23,7 @@ def prepare_data(
     execution: ExecutionSpec | None = None,
 ) -> StudyData:
     """Check, divide and measure a dataset; the fingerprint sees no test case."""
-    from automonai.domain.splitting import make_split, read_split
+    from automonai.domain.splitting import make_split, parse_split
     from automonai.imaging.checking import check_dataset
     from automonai.imaging.fingerprinting import fingerprint
 
@@ -30,7 +31,7 @@ def prepare_data(
     checked = check_dataset(folder)
     ids = [case.id for case in checked.dataset.cases]
     if split.file is not None:
-        division = read_split(Path(split.file), ids)
+        division = parse_split(_content(split.file), ids, where=split.file)
     else:
         division = make_split(ids, test=split.test, folds=split.folds, seed=split.seed)
     root = pinned(str(dataset), folder) if is_remote(dataset) else checked.dataset.root
@@ -46,6 +47,17 @@ def prepare_data(
 def dataset_here(dataset: str | Path, cache_folder: Path) -> Path:
     """Return a dataset's folder on this machine, to where it is fetched if it is in a bucket."""
     return fetch_dataset(str(dataset), cache_folder=cache_folder) if is_remote(dataset) else Path(dataset)
+
+
+def _content(location: str) -> bytes:
+    """Return a file that may lie in a bucket."""
+    try:
+        if is_remote(location):
+            folder, _, name = location.rpartition("/")
+            return open_store(folder).get(name)
+        return Path(location).read_bytes()
+    except (OSError, ObjectNotFoundError) as error:
+        raise SpecError(f"{location}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def cache_folder_of(store: str) -> Path:

@@ -208,7 +208,7 @@ class SplitSpec(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the division; the same seed divides the same cases alike."""
     file: str | None = None
-    """JSON or YAML with `test: [ids]` and `folds: [[ids], ...]`; replaces the three above."""
+    """File or s3:// location of JSON or YAML with `test: [ids]`, `folds: [[ids], ...]`; replaces the three above."""
 
 
 class SearchSpec(_Section):
@@ -271,9 +271,10 @@ class ExecutionSpec(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of each run; None: the cores divided by max_parallel_runs."""
+    """CPU threads of each run; None: cores divided by max_parallel_runs, on a cluster the chart's trial.threads."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None
-    """Memory that one run may use (of the GPU, else of the machine's share); None: measured."""
+    """Memory that one run may use (of the GPU, else of the machine's share); None: measured, on a cluster the chart's
+    trial.gpu.memoryGiB (without GPUs the limit in trial.resources)."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the arithmetic in training and prediction; auto: the fastest that the device has in hardware."""
     compile: bool = False
@@ -316,9 +317,9 @@ class StudySpec(_Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
     """Lower-case letters, digits and hyphens, at most 40: it names folders, Jobs and labels."""
     dataset: str
-    """Folder of the dataset in MSD or nnU-Net layout."""
+    """Folder in MSD or nnU-Net layout, or its place on S3: s3://BUCKET/PREFIX."""
     store: str = "./studies"
-    """Folder that holds the study's folder."""
+    """Folder or s3://BUCKET/PREFIX that holds the study's own; ignored on a cluster: there s3://BUCKET/studies does."""
     split: SplitSpec = SplitSpec()
     """How the cases are divided."""
     search: SearchSpec = SearchSpec()

@@ -26,13 +26,15 @@ from automonai.domain.request import (
     TrainRequest,
     request_adapter,
 )
-from automonai.domain.run import Result, RunState
-from automonai.errors import RunError, StopRequestedError, StorageError, StoreAccessError, UserError
+from automonai.domain.run import FailureReason, Result
+from automonai.errors import RunError, RunOutOfMemoryError, StopRequestedError, StorageError, UserError
+from automonai.execution.jobs import GPUS_VARIABLE
 from automonai.learning.metering import UNMETERED, Meter
 from automonai.observability import exposition, logs
 from automonai.observability.storage_metrics import StorageMetrics
 from automonai.observability.training_metrics import TrainingMetrics
 from automonai.observability.worker_metrics import WorkerMetrics
+from automonai.spec import ExecutionSpec
 from automonai.storage import keys
 from automonai.storage.datasets import fetch_dataset
 from automonai.storage.observing import observed_by
@@ -91,7 +93,7 @@ def _serve_all(
             return serve(options.run, store=store, cache_folder=options.cache, stop=stop, metrics=metrics)
         for run_id in _incoming(stop):
             code = serve(run_id, store=store, cache_folder=options.cache, stop=stop, metrics=metrics)
-            if code == 66:  # whatever leaked, a new process starts clean
+            if code == RunOutOfMemoryError.exit_code:  # whatever leaked, a new process starts clean
                 return code
     except StopRequestedError:
         return STOPPED_EXIT_CODE
@@ -124,10 +126,14 @@ def serve(
         if isinstance(request, EnsembleRequest):
             choice = _choose(request, data, store=store, cache_folder=cache_folder, stop=stop, metrics=metrics)
             store.put(keys.ENSEMBLE, choice.model_dump_json().encode())
-            return 0
-        result, code = _train(request, data, store=store, cache_folder=cache_folder, stop=stop, metrics=metrics)
-        store.put(keys.result(run_id), result.model_dump_json().encode())
-        return code
+            code = 0
+        else:
+            result, code = _train(request, data, store=store, cache_folder=cache_folder, stop=stop, metrics=metrics)
+            store.put(keys.result(run_id), result.model_dump_json().encode())
+    from automonai.learning.memory import release_gpu_memory
+
+    release_gpu_memory()
+    return code
 
 
 def _with_dataset_here(data: StudyData, cache_folder: Path) -> StudyData:
@@ -170,26 +176,31 @@ def _attempt(
     meter: Meter,
 ) -> tuple[Result, int]:
     """Return a run's result and exit code; every failure of its own becomes a FAILED result."""
+    from automonai.learning.faults import is_gpu_fault
     from automonai.learning.training import failed_result, train_run
 
     logger.info("the libraries are loaded")
+    unseen = _unseen_gpus(data.execution)
     began = time.monotonic()
     try:
         result = train_run(request, data, store=store, cache_folder=cache_folder, stop=stop, meter=meter)
-    except (StopRequestedError, StorageError, StoreAccessError, OSError):
+    except (StopRequestedError, StorageError, UserError, OSError):
         raise  # no fault of the run's: it ends without a result, and counts as lost if nobody asked for it
-    except Exception as error:  # noqa: BLE001 - the worker's main: whatever it was becomes the run's result
+    except Exception as error:  # noqa: BLE001 - the worker's main: whatever else it was becomes the run's result
+        if is_gpu_fault(error):
+            raise  # it counts as lost, too; and CUDA works again in a new process only
         logger.warning("the run failed", exc_info=True)
         result = failed_result(request, error, seconds=time.monotonic() - began)
-        return result, error.exit_code if isinstance(error, RunError) else _exit_code(result)
+        return result, _exit_code(error, result)
     logger.info("%s loss=%s seconds=%.1f", result.state, result.loss, result.seconds)
-    return result, 0
+    return result.model_copy(update={"device": unseen or result.device}), 0
 
 
-def _exit_code(result: Result) -> int:
-    if result.state is RunState.COMPLETE:
-        return 0
-    return 66 if result.reason is not None and result.reason.value == "out_of_memory" else 64
+def _exit_code(error: Exception, result: Result) -> int:
+    if isinstance(error, RunError):
+        return error.exit_code
+    is_memory = result.reason is FailureReason.OUT_OF_MEMORY
+    return RunOutOfMemoryError.exit_code if is_memory else RunError.exit_code
 
 
 def _choose(
@@ -205,6 +216,7 @@ def _choose(
     from automonai.learning.memory import gpu_memory
     from automonai.learning.precision import choose_device, choose_precision
 
+    _unseen_gpus(data.execution)
     device = choose_device(data.execution)
     shown = metrics.during(request, allocator=gpu_memory(data.execution)) if metrics is not None else nullcontext()
     with shown:
@@ -217,6 +229,27 @@ def _choose(
             dtype=choose_precision(data.execution, device),
             stop=stop.is_set,
         )
+
+
+def _unseen_gpus(execution: ExecutionSpec) -> str | None:
+    """Return what a result calls its device where the Job holds GPUs of which this process sees none; None elsewhere.
+
+    A run in a Job that holds what it does not use is logged, and the report shows the device.
+    """
+    from automonai.learning.precision import choose_device
+
+    held = int(os.environ.get(GPUS_VARIABLE) or 0)
+    if held > 1:
+        logger.warning("its Job holds %d GPUs; a training uses one only", held)
+    if held == 0 or execution.device != "auto" or choose_device(execution).type != "cpu":
+        return None
+    device = f"cpu, though its Job holds {held} GPU{'s' if held > 1 else ''}"
+    logger.warning(
+        "it runs on the %s: torch finds none; see whether the cluster needs trial.runtimeClassName (often nvidia) and"
+        " whether the node's driver works",
+        device,
+    )
+    return device
 
 
 def _incoming(stop: threading.Event) -> Iterator[str]:
@@ -253,12 +286,19 @@ def _limit_threads() -> None:
 def _logged(run_id: str, store: Store) -> Iterator[None]:
     """Keep what is logged meanwhile as the run's log in the store, readable: people read it, by `automonai logs`.
 
-    Programs read the lines of standard error, which on a cluster are JSON.
+    Programs read the lines of standard error, which on a cluster are JSON. What ends the run without an answer is
+    logged, too.
     """
     text = io.StringIO()
     try:
         with logs.log_context(run=run_id), logs.copied_to(text):
-            yield
+            try:
+                yield
+            except StopRequestedError:
+                raise
+            except Exception:
+                logger.warning("the run ends without an answer", exc_info=True)
+                raise
     finally:
         store.put(keys.log(run_id), text.getvalue().encode())
 

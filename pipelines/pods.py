@@ -10,6 +10,7 @@ from hera.workflows.env_from import ConfigMapEnvFrom, SecretEnvFrom
 from hera.workflows.retry_strategy import RetryPolicy
 from hera.workflows.volume import EmptyDirVolume
 
+from automonai.errors import TRY_LATER
 from automonai.execution.jobs import METRICS_PORT_NAME, STUDY_LABEL
 from pipelines import release
 
@@ -111,15 +112,21 @@ def html_artifact() -> S3Artifact:
     )
 
 
-def retry_after_disruption() -> RetryStrategy:
+def retry_after_disruption(*, services_away: bool = False) -> RetryStrategy:
     """Return the strategy that starts a step again after its pod was lost, never after an error of its own.
 
-    137 and 143 are SIGKILL and SIGTERM: an eviction. A user's Stop ends with 0, see `automonai.cluster_steps`.
+    -1 is a pod that ended without any exit code: its node is gone, or refused it. 137 and 143 are SIGKILL and SIGTERM:
+    an eviction. A user's Stop ends with 0, see `automonai.cluster_steps`.
+
+    Args:
+        services_away: Also start it again when it has given up waiting for the store or the Kubernetes API; for steps
+            of a study whose check has reached the store before, so that its address is not the fault.
     """
+    codes = [-1, TRY_LATER, 137, 143] if services_away else [-1, 137, 143]
     return RetryStrategy(
         limit="50",
         retry_policy=RetryPolicy.always,
-        expression="lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in [137, 143]",
+        expression=f"lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in {codes}",
         backoff=m.Backoff(duration="5s", factor=2, cap="2m"),
     )
 

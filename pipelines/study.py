@@ -50,7 +50,7 @@ def study_parameters() -> list[Parameter]:
             name="gpus-per-run",
             value=release.GPU_COUNT,
             enum=list(GPU_COUNTS),
-            description="GPUs of each training; 0: CPU only.",
+            description="GPUs that each training holds; it uses one, more keep others off its node. 0: CPU only.",
         ),
         Parameter(
             name="spec",
@@ -82,16 +82,16 @@ def study_template() -> WorkflowTemplate:
     workflow.synchronization = m.Synchronization(mutexes=[m.Mutex(name=f"{STUDY}-{{{{workflow.parameters.name}}}}")])
     controller = release.CONTROLLER_ACCOUNT
     with workflow:
-        check = step("check", asked, retry=retry_after_disruption())
+        check = step("check", asked, retry=retry_after_disruption(), patch=release.CHECK_PATCH)
         search = step(
             "search",
             asked,
             account=controller,
-            retry=retry_after_disruption(),
+            retry=retry_after_disruption(services_away=True),
             study="{{workflow.parameters.name}}",
         )
-        report = step("report", asked, retry=retry_after_disruption(), outputs=[html_artifact()])
-        step("finish", [], account=controller, retry=retry_after_disruption())
+        report = step("report", asked, retry=retry_after_disruption(services_away=True), outputs=[html_artifact()])
+        step("finish", [], account=controller, retry=retry_after_disruption(services_away=True))
         with Steps(name="study"):
             check(name="check")
             search(name="search")

@@ -289,5 +289,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _matches(thing: Object, query: dict[str, str]) -> bool:
     labels = thing["metadata"].get("labels", {})
-    wanted = (term.partition("=") for term in query.get("labelSelector", "").split(",") if term)
-    return all(key in labels and (not equals or labels[key] == value) for key, equals, value in wanted)
+    return all(_has(labels, term) for term in query.get("labelSelector", "").split(",") if term)
+
+
+def _has(labels: dict[str, str], term: str) -> bool:
+    """Whether labels satisfy `key`, `key=value` or `key!=value`; as with the API, what lacks the key is no value."""
+    key, equals, value = term.partition("=")
+    if key.endswith("!"):
+        return labels.get(key[:-1]) != value
+    return key in labels and (not equals or labels[key] == value)

@@ -93,7 +93,8 @@ class Configuration(Record):
     """Share of the patches that are centred on a foreground voxel."""
     crop: Crop = Crop.NONZERO
     patch_scale: Annotated[float, Field(gt=0, le=4)] = 1.0
-    """Factor on each side of the patch that the data and the memory suggest."""
+    """Factor on each side of the median volume, before training.max_patch_voxels bounds the patch; or of
+    training.patch_voxels."""
 
 
 HYPERPARAMETERS: tuple[str, ...] = tuple(Configuration.model_fields)

@@ -22,8 +22,12 @@ class StudyStarted(_Event):
 
     kind: Literal["study_started"] = "study_started"
     version: Literal[1] = 1
+    """Of the journal's format."""
     spec: StudySpec
     software: dict[str, str] = {}
+    """Package to version."""
+    folds: int | None = None
+    """Of the division, which may come from a file; None: as many as `split.folds` says."""
 
 
 class SessionStarted(_Event):
@@ -31,7 +35,9 @@ class SessionStarted(_Event):
 
     kind: Literal["session_started"] = "session_started"
     host: str
+    """Name of the machine or pod."""
     process: int
+    """Its process id there."""
 
 
 class SpecChanged(_Event):
@@ -56,6 +62,7 @@ class RunQueued(_Event):
     kind: Literal["run_queued"] = "run_queued"
     run: Run
     resume_from: str | None = None
+    """Store key of the manifest of the checkpoint from which it goes on; None: it begins anew."""
 
 
 class RunStarted(_Event):
@@ -63,6 +70,7 @@ class RunStarted(_Event):
 
     kind: Literal["run_started"] = "run_started"
     run_id: str
+    """Or `ensemble`."""
 
 
 class RunDisrupted(_Event):
@@ -70,6 +78,7 @@ class RunDisrupted(_Event):
 
     kind: Literal["run_disrupted"] = "run_disrupted"
     run_id: str
+    """Or `ensemble`."""
     cause: LossCause
     why: str
     """Names the pod, so that one disruption is not written down twice."""
@@ -88,8 +97,10 @@ class RunLost(_Event):
 
     kind: Literal["run_lost"] = "run_lost"
     run_id: str
+    """Or `ensemble`."""
     cause: LossCause
     why: str
+    """In words."""
 
 
 class SearchEnded(_Event):
@@ -97,6 +108,7 @@ class SearchEnded(_Event):
 
     kind: Literal["search_ended"] = "search_ended"
     why: str
+    """In words."""
 
 
 class RefitChosen(_Event):
@@ -104,7 +116,9 @@ class RefitChosen(_Event):
 
     kind: Literal["refit_chosen"] = "refit_chosen"
     runs: tuple[Run, ...]
+    """The trainings, those of the best configuration first."""
     why: str
+    """In words."""
 
 
 class EnsembleQueued(_Event):
@@ -127,7 +141,9 @@ class StudyEnded(_Event):
 
     kind: Literal["study_ended"] = "study_ended"
     succeeded: bool
+    """Whether there is an ensemble."""
     why: str
+    """In words."""
 
 
 Event = Annotated[

@@ -17,7 +17,7 @@ def runs_done_and_planned(study: Study, now: float) -> tuple[int, int]:
         return max(done, 1), max(done, 1)
     searched = [record for record in study.search_records() if record.state.is_final]
     search = len(searched) if study.search_ended is not None else _planned_search(study, len(searched), now)
-    refits = len(study.refit.runs) if study.refit is not None else study.spec.refit.members or study.spec.split.folds
+    refits = len(study.refit.runs) if study.refit is not None else study.spec.refit.members or study.folds
     return done, max(done, search + refits) + 1
 
 

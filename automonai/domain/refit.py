@@ -44,7 +44,7 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     """
     if study.spec.budget.time is None:
         chosen = _configurations(study, [trial for trial, _ in study.ranking], most=1)
-        members = study.spec.refit.members or len(chosen) * study.spec.split.folds
+        members = study.spec.refit.members or len(chosen) * study.folds
         epochs = study.spec.refit.epochs or study.spec.budget.max_epochs
         runs = [_run(trial, fold, epochs) for trial, fold in _order(study, chosen)[:members]]
         return _chosen(now, runs, f"{epochs} epochs each")
@@ -52,9 +52,10 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     room = _room(study, chosen, now=now, test_cases=test_cases)
     members = study.spec.refit.members or _members(study, room, chosen)
     worth_it = chosen[:1] + [trial for trial in chosen[1:] if room.is_enough(trial.number, members)]
+    order = _order(study, worth_it)[:members]  # fewer than members where a configuration was left out
     runs = []
-    for trial, fold in _order(study, worth_it)[:members]:
-        epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs(trial.number, members)))
+    for trial, fold in order:
+        epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs(trial.number, len(order))))
         runs.append(_run(trial, fold, epochs))
     return _chosen(now, runs, f"{len(runs)} networks in the {room.seconds:.0f} s that are left")
 
@@ -103,14 +104,14 @@ def _room(study: Study, chosen: list[Trial], *, now: float, test_cases: int) -> 
 
 def _members(study: Study, room: _Room, chosen: list[Trial]) -> int:
     """Return the largest number of networks that each get enough epochs, at least one."""
-    most = len(chosen) * study.spec.split.folds
+    most = len(chosen) * study.folds
     fitting = [n for n in range(1, most + 1) if room.is_enough(chosen[0].number, n)]
     return max(fitting, default=min(room.slots, most))
 
 
 def _order(study: Study, chosen: list[Trial]) -> list[tuple[Trial, int]]:
     """Return configurations and folds, fold by fold, so that configurations meet on the same held-out cases."""
-    return [(trial, fold) for fold in range(study.spec.split.folds) for trial in chosen]
+    return [(trial, fold) for fold in range(study.folds) for trial in chosen]
 
 
 def _run(trial: Trial, fold: int, epochs: int) -> Run:

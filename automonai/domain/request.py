@@ -15,7 +15,7 @@ from automonai.spec import ExecutionSpec, TrainingSpec
 
 
 class StudyData(Record):
-    """What every worker of a study shares: `data.json` in the study's folder, written once."""
+    """What every worker of a study shares: `data.json` in the study's folder; only its execution may change later."""
 
     version: int = 1
     dataset: Dataset
@@ -97,9 +97,13 @@ class CaseScores(Record):
     """The ensemble's scores on one test case, by label value; None where a figure has no meaning."""
 
     case: str
+    """Its id."""
     dice: dict[int, float | None]
+    """None if neither prediction nor label has the class."""
     hd95_mm: dict[int, float | None]
+    """95 % Hausdorff distance; None unless both have the class."""
     surface_dice: dict[int, float | None]
+    """At 1 mm; None if neither has the class."""
     overlay: str | None = None
     """Store key of a PNG with image, label and prediction of the slice with most errors; only for the worst cases."""
 
@@ -108,9 +112,13 @@ class EnsembleMember(Record):
     """A network of the ensemble and its weight; the weights of an ensemble sum to 1."""
 
     run_id: str
+    """The run that trained it."""
     trial: int
+    """Whose configuration it has."""
     fold: int
+    """Held out of its training."""
     weight: float
+    """Of its probabilities in the mean."""
     checkpoint: str
     """Store key of a checkpoint manifest."""
 
@@ -119,7 +127,9 @@ class EnsembleResult(Record):
     """The chosen ensemble: `ensemble/ensemble.json` in the study's folder."""
 
     version: int = 1
+    """Of this format."""
     members: tuple[EnsembleMember, ...]
+    """The networks."""
     largest_component: tuple[int, ...] = ()
     """Label values of which only the largest connected component is kept, because it helped on validation."""
     validation_dice: dict[int, float] = {}
@@ -127,5 +137,8 @@ class EnsembleResult(Record):
     single_validation_dice: float | None = None
     """Out-of-fold mean Dice of the best configuration alone."""
     test: tuple[CaseScores, ...] = ()
+    """One for each test case."""
     seconds: float = 0.0
+    """Wall-clock time to choose and test it."""
     peak_memory_bytes: int | None = None
+    """As in a Result."""

@@ -83,8 +83,11 @@ class Run(Record):
     """One trial at one budget on one fold: what an executor runs."""
 
     trial: Annotated[int, Field(ge=0)]
+    """Its number."""
     budget_epochs: Annotated[int, Field(ge=1)]
+    """Epochs that the trial has trained once this run is over, those of lower rungs included."""
     fold: Annotated[int, Field(ge=0)] = 0
+    """Held out; the run trains on the cases of the others."""
     purpose: Purpose = Purpose.SEARCH
 
     @property
@@ -107,10 +110,13 @@ class CurvePoint(Record):
     """One validation during a training."""
 
     epoch: int
+    """Epochs trained until here."""
     seconds: float
     """Training time of the trial until here, earlier rungs included."""
     training_loss: float
+    """Mean over the steps of the epoch that ended here."""
     validation_loss: float
+    """Mean over the validation cases."""
     dice: dict[int, float]
     """Mean Dice over the validation cases of each foreground label value; labels that no case has are left out."""
 
@@ -124,12 +130,17 @@ class Result(Record):
     """What came of a run; written to the store as `result.json` by the worker."""
 
     version: int = 1
+    """Of this format."""
     run_id: str
+    """Of the run."""
     state: RunState
+    """COMPLETE or FAILED."""
     loss: float | None = None
     """What the search minimises: 1 - mean foreground Dice, or the validation loss; None when FAILED."""
     reason: FailureReason | None = None
+    """Why it is FAILED; None when COMPLETE."""
     message: str = ""
+    """What went wrong, in words; empty when COMPLETE."""
     curve: tuple[CurvePoint, ...] = ()
     """Every validation of this trial on this fold, earlier rungs included."""
     epochs: int = 0
@@ -145,13 +156,17 @@ class Result(Record):
     data_wait_seconds: float | None = None
     """How long these steps waited for their batches."""
     patches_per_second: float | None = None
+    """Trained on by these steps; the time of validations counts."""
     peak_memory_bytes: int | None = None
     """Peak of the device memory on a GPU, of the process's resident memory on a CPU."""
     planned_memory_bytes: int | None = None
+    """What its plan was expected to need."""
     parameters: int | None = None
+    """Weights of the network."""
     checkpoint: str | None = None
     """Store key of the committed checkpoint's manifest."""
     device: str = ""
+    """GPU, or CPU and threads, and the arithmetic; empty if it did not run."""
 
     @property
     def curve_epochs(self) -> int:
@@ -168,8 +183,10 @@ class Trial(Record):
     """One configuration and where it stands in the search."""
 
     number: Annotated[int, Field(ge=0)]
+    """From 0, in the order of the proposals."""
     configuration: Configuration
     origin: Origin
     bracket: int
+    """Number of its bracket of successive halving, from 0."""
     model_budget_epochs: int | None = None
     """The budget whose model proposed it; None when it did not come from a model."""

@@ -6,7 +6,6 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TypeGuard
 
 import yaml
@@ -46,32 +45,36 @@ def make_split(case_ids: Iterable[str], *, test: float, folds: int, seed: int) -
     )
 
 
-def read_split(path: str | Path, case_ids: Iterable[str]) -> Split:
-    """Read a user's split: JSON or YAML with `test: [ids]` (may be left out) and `folds: [[ids], ...]`.
+def parse_split(content: bytes, case_ids: Iterable[str], *, where: str) -> Split:
+    """Return a user's split: JSON or YAML with `test: [ids]` (may be left out) and `folds: [[ids], ...]`.
+
+    Args:
+        content: The file's, in UTF-8.
+        case_ids: Of the whole dataset.
+        where: The file's place, for messages; an end in `.json` makes it JSON.
 
     Raises:
-        SpecError: If the file cannot be read or has another form; if an id is unknown, comes twice or is missing; if
-            there are fewer than two folds or one is empty. All such ids are named.
+        SpecError: If the content has another form; if an id is unknown, comes twice or is missing; if there are fewer
+            than two folds or one is empty. All such ids are named.
     """
-    document = _read_document(Path(path))
-    test, folds = _groups(Path(path), document)
+    test, folds = _groups(where, _parsed(content, where))
     if len(folds) < 2 or not all(folds):
         sizes = [len(fold) for fold in folds]
-        raise SpecError(f"{path}: expected at least two folds, none of them empty; found sizes {sizes}")
+        raise SpecError(f"{where}: expected at least two folds, none of them empty; found sizes {sizes}")
     problems = _id_problems([*test, *(case for fold in folds for case in fold)], set(case_ids))
     if problems:
-        raise SpecError(f"{path}: {'; '.join(problems)}")
+        raise SpecError(f"{where}: {'; '.join(problems)}")
     return Split(seed=0, test=tuple(test), folds=tuple(tuple(fold) for fold in folds))
 
 
-def _groups(path: Path, document: dict[str, object]) -> tuple[list[str], list[list[str]]]:
+def _groups(where: str, document: dict[str, object]) -> tuple[list[str], list[list[str]]]:
     test, folds = document.get("test", []), document.get("folds")
     strange = sorted(set(document) - {"test", "folds", "seed", "version"})
     groups = [fold for fold in folds if _is_id_list(fold)] if isinstance(folds, list) else None
     if strange or not _is_id_list(test) or groups is None or groups != folds:
         found = f"; unknown: {', '.join(strange)}" if strange else ""
         raise SpecError(
-            f"{path}: expected `test: [ids]` and `folds: [[ids], [ids], ...]`, every id a text in quotes{found}"
+            f"{where}: expected `test: [ids]` and `folds: [[ids], [ids], ...]`, every id a text in quotes{found}"
         )
     return test, groups
 
@@ -84,16 +87,13 @@ def _cases_needed(test: float, folds: int) -> int:
     return count
 
 
-def _read_document(path: Path) -> dict[str, object]:
+def _parsed(content: bytes, where: str) -> dict[str, object]:
     try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
+        document = json.loads(content) if where.endswith(".json") else yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path}: is neither JSON nor YAML: {error}") from error
+        raise SpecError(f"{where}: is neither JSON nor YAML: {error}") from error
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        raise SpecError(f"{path}: expected `test: [ids]` and `folds: [[ids], ...]`, found {document!r:.60}")
+        raise SpecError(f"{where}: expected `test: [ids]` and `folds: [[ids], ...]`, found {document!r:.60}")
     return document
 
 

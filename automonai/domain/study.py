@@ -69,6 +69,8 @@ class Study:
 
     spec: StudySpec
     started_at: float
+    folds: int
+    """Of the division of the cases, wherever it comes from."""
     trials: dict[int, Trial] = field(default_factory=dict)
     runs: dict[str, RunRecord] = field(default_factory=dict)
     """By run id, in the order in which they were queued."""
@@ -97,7 +99,7 @@ class Study:
     software: dict[str, str] = field(default_factory=dict)
     """Package to version, as of the study's start."""
     cleaned: set[str] = field(default_factory=set)
-    """Runs whose checkpoints were deleted by this process; deleting again would do no harm."""
+    """Ended runs whose checkpoints are known to be deleted; deleting again would do no harm."""
     closed_brackets: set[int] = field(default_factory=set)
     """Brackets that `decisions` found to have ended; only spares looking at them again."""
     _sessions: list[tuple[float, float]] = field(default_factory=list)
@@ -116,7 +118,12 @@ class Study:
         first = next(iterator, None)
         if not isinstance(first, StudyStarted):
             raise ValueError("a journal starts with study_started")
-        study = cls(spec=first.spec, started_at=first.at, software=first.software)
+        study = cls(
+            spec=first.spec,
+            started_at=first.at,
+            folds=first.folds or first.spec.split.folds,
+            software=first.software,
+        )
         for event in iterator:
             study.apply(event)
         return study

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from automonai.errors import ClusterError, UserError
 from automonai.execution.cluster_objects import Change, Job, Kind, Lease, Pod, Workflow
@@ -25,6 +25,8 @@ from automonai.execution.jobs import JsonObject
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
+
+Items = list[JsonValue]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 30.0
 WATCH_SECONDS = 1800
 """How long one watch lasts: two requests each half hour, however much happens."""
 PAGE = 500
+NOT_COMPLETED = "workflows.argoproj.io/completed!=true"
+"""Label selector: Argo sets that label once a Workflow is over."""
 LOG_LINES = 1000
 _PATHS = {
     "jobs": "/apis/batch/v1/namespaces/{namespace}/jobs",
@@ -153,15 +157,20 @@ class ClusterApi:
 
     def list(self, kind: Kind, selector: str) -> Listing:
         """Return all objects of a kind with these labels, read in pages."""
-        found: list[Job | Pod] = []
+        model = Job if kind == "jobs" else Pod
+        items, version = self._pages(kind, selector)
+        return Listing(tuple(model.model_validate(item) for item in items), version)
+
+    def _pages(self, resource: str, selector: str) -> tuple[Items, str]:
+        """Return all objects with these labels, read in pages, and the list's resource version."""
+        found: Items = []
         query = {"labelSelector": selector, "limit": str(PAGE)}
         while True:
-            document = json.loads(self._call("GET", self._path(kind), query=query))
-            model = Job if kind == "jobs" else Pod
-            found += [model.model_validate(item) for item in document.get("items") or ()]
+            document = json.loads(self._call("GET", self._path(resource), query=query))
+            found += document.get("items") or ()
             metadata = document["metadata"]
             if not metadata.get("continue"):
-                return Listing(tuple(found), metadata["resourceVersion"])
+                return found, metadata["resourceVersion"]
             query["continue"] = metadata["continue"]
 
     def list_jobs(self, selector: str) -> tuple[Job, ...]:
@@ -191,11 +200,10 @@ class ClusterApi:
             return Workflow.model_validate_json(self._call("GET", self._path("workflows", name)))
         return None
 
-    def list_workflows(self, selector: str = "") -> tuple[Workflow, ...]:
-        """Return the namespace's Workflows with these labels."""
-        query = {"labelSelector": selector} if selector else {}
-        document = json.loads(self._call("GET", self._path("workflows"), query=query))
-        return tuple(Workflow.model_validate(item) for item in document.get("items") or ())
+    def living_workflows(self) -> tuple[Workflow, ...]:
+        """Return the namespace's Workflows that are not over; those that are may be many, and large."""
+        found = (Workflow.model_validate(item) for item in self._pages("workflows", NOT_COMPLETED)[0])
+        return tuple(workflow for workflow in found if not workflow.is_over)
 
     def create_workflow(self, manifest: JsonObject) -> Workflow:
         """Create a Workflow and return it."""

@@ -124,9 +124,10 @@ def disruption_cause(pod: Pod) -> LossCause:
 
 
 def disruption_reason(pod: Pod) -> str:
-    """Return why a pod was taken away, in Kubernetes' word for it."""
+    """Return why a pod was taken away, in Kubernetes' word for it, and what its node's kubelet said."""
     condition = pod.condition("DisruptionTarget")
-    return (condition.reason if condition is not None else pod.status.reason) or "an unknown cause"
+    reason = (condition.reason if condition is not None else pod.status.reason) or "an unknown cause"
+    return f"{reason} ({pod.status.message})" if pod.status.message else reason
 
 
 def has_run(pod: Pod) -> bool:
@@ -161,7 +162,15 @@ def _worst_of_pods(sighting: Sighting) -> Loss | None:
         return _disruptions(sighting)
     if ended is not None:
         return Loss(LossCause.CRASH, _exit_words(ended.exit_code))
-    return None
+    return _refusal(pod)
+
+
+def _refusal(pod: Pod) -> Loss | None:
+    """Return why a pod ended although its container never ran: its node's kubelet did not admit it."""
+    if not pod.has_ended or not (pod.status.reason or pod.status.message):
+        return None
+    words = ": ".join(filter(None, (pod.status.reason, pod.status.message)))
+    return Loss(LossCause.UNSCHEDULABLE, f"its node refused its pod: {words}")
 
 
 def _disruptions(sighting: Sighting) -> Loss:
@@ -188,6 +197,9 @@ def _waited_too_long(sighting: Sighting, limits: Limits, now: float) -> Loss | N
             LossCause.QUOTA, f"its Job could not make a pod for {waited}: a quota or an admission rule refuses it"
         )
     unscheduled = pod.condition("PodScheduled", holds=False)
+    if unscheduled is None and pod.condition("PodScheduled") is not None:
+        what = "its volumes (kubectl describe pod tells) or its image are not ready"
+        return Loss(LossCause.UNSCHEDULABLE, f"its pod has a node, but for {waited} no container: {what}")
     words = unscheduled.message if unscheduled is not None else "its pod stays Pending"
     return Loss(LossCause.UNSCHEDULABLE, f"no node took its pod for {waited}: {words}")
 

@@ -35,6 +35,8 @@ NEVER_RETRIED_EXIT_CODES = (64, 65, 66, 67)
 """`RunError.exit_code` of all kinds: the run would end the same way again."""
 METRICS_PORT_NAME = "metrics"
 """Of the container's port, by which a PodMonitor finds it."""
+GPUS_VARIABLE = "AUTOMONAI_GPUS"
+"""Tells a worker how many GPUs its Job holds, so that it notices when it sees none."""
 CACHE_FOLDER = "/cache"
 USER_ID = 65532
 JOB_NAME_LENGTH = 63
@@ -74,7 +76,7 @@ class JobTemplate(Record):
     gpu_resource: str = "nvidia.com/gpu"
     """The resource's name, as the device plugin advertises it."""
     gpus_per_run: Annotated[int, Field(ge=0)] = 1
-    """0: runs on the CPU."""
+    """0: runs on the CPU. A training uses one; more keep others off its node."""
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory of the smallest GPU that a run may get; None: unknown, no configuration is refused beforehand."""
     shared_memory: str = "2Gi"
@@ -353,6 +355,7 @@ def _environment(template: JobTemplate) -> list[JsonValue]:
         "TRITON_CACHE_DIR": "/tmp/triton",
         "PYTHONUNBUFFERED": "1",
         "AUTOMONAI_LOG_FORMAT": "json",
+        GPUS_VARIABLE: str(template.gpus_per_run),
         **({} if template.ca_secret is None else {"AWS_CA_BUNDLE": "/etc/automonai/ca/ca.crt"}),
         **template.env,
     }

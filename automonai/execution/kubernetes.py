@@ -32,6 +32,7 @@ from automonai.storage.store import Store
 logger = logging.getLogger(__name__)
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
+LONGEST_PAUSE_SECONDS = 300.0
 TICK_SECONDS = 0.5
 """Creations that were put off and limits on waiting are looked at this often while nothing else happens."""
 
@@ -92,7 +93,9 @@ class KubernetesExecutor:
         self._start_watching()
         self._store.put(keys.request(request.run_id), request.model_dump_json().encode())
         name = job_name(self._study, request)
-        job = TrackedJob(request=request, name=name, since=self._clock(), tell=self._notices.append)
+        now = self._clock()
+        job = TrackedJob(request=request, name=name, since=now, tell=self._notices.append)
+        job.next_try_at = now + _pause_before(request.attempt)
         self._jobs[request.run_id] = job
         job.is_answered = self._store.exists(keys.answer(request.run_id))
         self._attend(job)
@@ -124,14 +127,9 @@ class KubernetesExecutor:
         self._jobs.clear()
 
     def delete_all(self) -> None:
-        """Delete the Jobs of all runs in hand: their pods commit what they have and free their GPUs.
-
-        Raises:
-            ClusterError: If the API does not answer; the Workflow's exit step and the janitor then remain.
-        """
-        for job in list(self._jobs.values()):
-            self._api.delete_job(job.name)
-            del self._jobs[job.run_id]
+        """Delete the Jobs of all runs in hand: their pods commit what they have and free their GPUs."""
+        for run_id in list(self._jobs):
+            self.cancel(run_id)
 
     def _start_watching(self) -> None:
         if self._watchers:
@@ -255,7 +253,13 @@ class KubernetesExecutor:
         try:
             self._api.delete_job(job.name)
         except ClusterError as error:
-            logger.warning("Job %s could not be deleted and is left to the janitor: %s", job.name, error, extra=job.ids)
+            what = "Job %s could not be deleted and is left to the exit step and the janitor: %s"
+            logger.warning(what, job.name, error, extra=job.ids)
+
+
+def _pause_before(attempt: int) -> float:
+    """Return how long a lost run's next attempt waits: a node that refuses pods looks free, and would get it again."""
+    return min(LONGEST_PAUSE_SECONDS, 5.0 * 4 ** (attempt - 1)) if attempt else 0.0
 
 
 def _is_passing(error: ClusterError) -> bool:

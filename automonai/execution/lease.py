@@ -20,9 +20,11 @@ LEASE_SECONDS = 15
 """A Lease that nobody renewed for so long belongs to a dead controller."""
 RENEW_SECONDS = 4.0
 LOOK_SECONDS = 1.0
+SURE_SECONDS = 12.0
+"""Without a renewal for so long a controller writes nothing more: where only its own way to the API is cut, another one
+may take the Lease three seconds later, and two must not write one journal."""
 UNREACHABLE_SECONDS = 120.0
-"""Without the API for so long a controller gives up: its pod may be replaced, on another node, after 300 s (the default
-toleration of a lost node), and two must not write one journal. Up to then nobody can take the Lease either."""
+"""Without the API for so long a controller gives up; until then it may find the Lease still its own."""
 WORKFLOW_ANNOTATION = "automonai/workflow"
 
 
@@ -33,13 +35,18 @@ class HeldLease:
         """Remember what is held; `start` keeps it."""
         self._api, self._lease = api, lease
         self._study, self._identity, self._workflow = study, identity, workflow
+        self._renewed_at = time.monotonic()
         self._lost = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
 
     def is_lost(self) -> bool:
-        """Whether another controller may have it: this one must write nothing more."""
+        """Whether it is another's, or this controller has given up: it must write nothing more."""
         return self._lost.is_set()
+
+    def is_sure(self) -> bool:
+        """Whether no other controller can have it at this moment."""
+        return not self.is_lost() and time.monotonic() - self._renewed_at < SURE_SECONDS
 
     def start(self) -> None:
         """Begin to renew it."""
@@ -57,14 +64,14 @@ class HeldLease:
             logger.warning("the Lease of study %s could not be given back: %s", self._study, error)
 
     def _keep(self) -> None:
-        renewed_at = time.monotonic()
         while not self._stopping.wait(RENEW_SECONDS):
+            asked_at = time.monotonic()
             try:
                 self._renew()
-                renewed_at = time.monotonic()
+                self._renewed_at = asked_at
             except ClusterError as error:
                 logger.warning("the Lease of study %s is not renewed: %s; trying again", self._study, error)
-            if time.monotonic() - renewed_at > UNREACHABLE_SECONDS:
+            if time.monotonic() - self._renewed_at > UNREACHABLE_SECONDS:
                 self._lost.set()
             if self.is_lost():
                 logger.error("the Lease of study %s is lost; this controller stops", self._study)

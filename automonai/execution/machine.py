@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from automonai.domain.records import Record
+from automonai.errors import SpecError
+from automonai.spec import ExecutionSpec
+
+logger = logging.getLogger(__name__)
 
 HEADROOM = 0.8
 """Share of the memory that runs may plan with; the rest is the interpreter's, the file cache's and the controller's."""
+PATIENCE_SECONDS = 20.0
+"""For nvidia-smi, which wakes every GPU first."""
 
 
 class Gpu(Record):
     """One CUDA device."""
 
     id: str
+    """As CUDA_VISIBLE_DEVICES takes it."""
     name: str
     memory_bytes: int
 
@@ -41,12 +50,32 @@ class Machine(Record):
 
 
 def detect_machine() -> Machine:
-    """Return this machine's facts; GPUs as `nvidia-smi` tells them, none where it is missing."""
+    """Return this machine's facts.
+
+    GPUs are those that `nvidia-smi` tells of, none where it is missing, and of them those that CUDA_VISIBLE_DEVICES
+    names, if it is set.
+    """
     return Machine(
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=_memory_bytes(),
         gpus=_gpus(),
     )
+
+
+def refuse_unusable(execution: ExecutionSpec) -> None:
+    """Refuse a GPU or a precision that a spec demands and this machine does not have; every run would fail for it.
+
+    Only torch knows. It is asked in a process of its own, and only about what can be missing.
+
+    Raises:
+        SpecError: Naming the field.
+    """
+    if execution.device != "cuda" and execution.precision != "float16":
+        return
+    question = [sys.executable, "-m", "automonai.learning.precision", execution.model_dump_json()]
+    answer = subprocess.run(question, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        raise SpecError((answer.stderr.splitlines() or [f"torch does not start ({answer.returncode})"])[-1])
 
 
 def _memory_bytes() -> int:
@@ -59,9 +88,29 @@ def _memory_bytes() -> int:
 def _gpus() -> tuple[Gpu, ...]:
     if shutil.which("nvidia-smi") is None:
         return ()
-    query = ["nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total,name", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        logger.warning("nvidia-smi did not answer within %.0f s; no GPU is counted on", PATIENCE_SECONDS)
+        return ()
     if answer.returncode != 0:
         return ()
-    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") >= 2]
-    return tuple(Gpu(id=row[0], name=row[1], memory_bytes=int(row[-1]) * 2**20) for row in rows)
+    rows = [line.split(", ", 3) for line in answer.stdout.splitlines() if line.count(", ") >= 3]
+    # By UUID: CUDA's own numbers put the fastest card first, nvidia-smi's go by the bus.
+    found = {row[0]: Gpu(id=row[1], name=row[3], memory_bytes=_gpu_memory_bytes(row[2])) for row in rows}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(found.values())
+    named = [(entry.strip(), number, gpu) for entry in visible.split(",") for number, gpu in found.items()]
+    return tuple(gpu.model_copy(update={"id": entry}) for entry, number, gpu in named if _is_named(gpu, number, entry))
+
+
+def _gpu_memory_bytes(mebibytes: str) -> int:
+    """Return a GPU's memory; where nvidia-smi says [N/A] it is the machine's, which the two share."""
+    return int(mebibytes) * 2**20 if mebibytes.isdecimal() else _memory_bytes()
+
+
+def _is_named(gpu: Gpu, number: str, entry: str) -> bool:
+    """Whether an entry of CUDA_VISIBLE_DEVICES means a GPU: by its number, or by the start of its UUID."""
+    return entry == number or (entry.startswith("GPU-") and gpu.id.startswith(entry))

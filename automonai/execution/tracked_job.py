@@ -118,6 +118,7 @@ class TrackedJob:
             self.sighting.job = thing
             return
         self.sighting.pods[thing.metadata.uid] = thing
+        self.sighting.gone.discard(thing.metadata.uid)  # a list that lacked it may have been older than the pod
         if has_run(thing):
             self.note_start()
         if thing.condition("DisruptionTarget") is not None and thing.metadata.uid not in self._disrupted:

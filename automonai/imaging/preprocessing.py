@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,11 @@ from automonai.errors import DatasetError
 from automonai.imaging.checking import content_digest
 from automonai.imaging.measuring import Measures, measure, non_finite_count
 from automonai.imaging.nifti import MAX_VOXELS
+from automonai.imaging.prepared_room import make_room, note_use
 from automonai.imaging.reading import Volume, read_image, read_label
 from automonai.storage.local import write_whole
+
+logger = logging.getLogger(__name__)
 
 FOREGROUND_SAMPLE = 5000
 """Voxels per class whose coordinates are kept: enough to centre patches on, whatever the size of the structure."""
@@ -107,23 +111,36 @@ def prepare_case(
     """
     key = _cache_key(dataset, case, spacing_mm, crop, cache_folder)
     folder = cache_folder / key
-    if not folder.is_dir():
-        with _locked(cache_folder / "locks" / key):
-            if not folder.is_dir():
-                label_path = dataset.label_path(case) if case.label else None
-                label = read_label(label_path, sorted(dataset.labels)) if label_path else None
-                volume = read_image(dataset.image_paths(case))
-                _store(_prepare(case.id, volume, label, spacing_mm=spacing_mm, crop=crop), folder)
-    return _load(case.id, folder)
+    while True:
+        if not folder.is_dir():
+            with _locked(cache_folder / "locks" / key):
+                if not folder.is_dir():
+                    prepared = _read_and_prepare(dataset, case, spacing_mm=spacing_mm, crop=crop)
+                    make_room(cache_folder, _stored_bytes(prepared))
+                    _store(prepared, folder)
+        try:
+            note_use(folder)
+            return _load(case.id, folder)
+        except FileNotFoundError:
+            if folder.is_dir():
+                raise
+            logger.debug("%s was evicted before it could be used", folder)
 
 
-def prepare_image(volume: Volume, *, spacing_mm: Triple | None, crop: Crop) -> PreparedCase:
+def _read_and_prepare(dataset: Dataset, case: Case, *, spacing_mm: Triple | None, crop: Crop) -> PreparedCase:
+    label_path = dataset.label_path(case) if case.label else None
+    label = read_label(label_path, sorted(dataset.labels)) if label_path else None
+    volume = read_image(dataset.image_paths(case))
+    return _prepare(case.id, volume, label, spacing_mm=spacing_mm, crop=crop)
+
+
+def prepare_image(case_id: str, volume: Volume, *, spacing_mm: Triple | None, crop: Crop) -> PreparedCase:
     """Prepare an image for prediction: as `prepare_case` does, without label and cache.
 
     Raises:
-        DatasetError: If a voxel is NaN or infinite.
+        DatasetError: If a voxel is NaN or infinite, or the spacing would give too many voxels.
     """
-    return _prepare("", volume, None, spacing_mm=spacing_mm, crop=crop)
+    return _prepare(case_id, volume, None, spacing_mm=spacing_mm, crop=crop)
 
 
 def normalise(
@@ -234,9 +251,9 @@ def _prepare(
     case_id: str, volume: Volume, label: NDArray[np.uint8] | None, *, spacing_mm: Triple | None, crop: Crop
 ) -> PreparedCase:
     if any(non_finite_count(channel) for channel in volume.voxels):
-        raise DatasetError([f"{case_id or 'image'}: has voxels that are NaN or infinite"])
+        raise DatasetError([f"{case_id}: has voxels that are NaN or infinite"])
     measures = measure(volume.voxels, label)
-    placement = _place(volume, measures, spacing_mm, crop)
+    placement = _place(case_id, volume, measures, spacing_mm=spacing_mm, crop=crop)
     box = _box_slices(placement)
     image = _resample_image(volume.voxels[(slice(None), *box)], placement.prepared_shape)
     prepared_label = None if label is None else _resample_label(label[box], placement.prepared_shape)
@@ -253,7 +270,7 @@ def _prepare(
     )
 
 
-def _place(volume: Volume, measures: Measures, spacing_mm: Triple | None, crop: Crop) -> Placement:
+def _place(case_id: str, volume: Volume, measures: Measures, *, spacing_mm: Triple | None, crop: Crop) -> Placement:
     x, y, z = volume.voxels.shape[1:]
     shape = (x, y, z)
     start, box = ((0, 0, 0), shape) if crop is Crop.NONE else (measures.box_start, measures.box_shape)
@@ -263,7 +280,10 @@ def _place(volume: Volume, measures: Measures, spacing_mm: Triple | None, crop: 
     )
     if px * py * pz > MAX_VOXELS:
         raise DatasetError(
-            [f"resampling {box} voxels of {volume.spacing_mm} mm to {target} mm gives more than {MAX_VOXELS} voxels"]
+            [
+                f"{case_id}: resampling {box} voxels of {volume.spacing_mm} mm to {target} mm gives more than"
+                f" {MAX_VOXELS} voxels"
+            ]
         )
     return Placement(shape_voxels=shape, box_start=start, box_shape=box, prepared_shape=(px, py, pz))
 
@@ -366,6 +386,11 @@ def _store(prepared: PreparedCase, folder: Path) -> None:
     )
     write_whole(temporary / "case.json", lambda stream: stream.write(facts.model_dump_json().encode()))
     temporary.rename(folder)
+
+
+def _stored_bytes(prepared: PreparedCase) -> int:
+    places = sum(len(found) for found in prepared.foreground.values())
+    return prepared.image.nbytes + (0 if prepared.label is None else prepared.label.nbytes) + 16 * places
 
 
 def _save(path: Path, array: NDArray) -> None:

@@ -63,6 +63,8 @@ class Progress(Record):
     """Training and validation time of the trial."""
     curve: tuple[CurvePoint, ...] = ()
     plateau: PlateauState = PlateauState()
+    validation_due: bool = False
+    """Whether the run was stopped within the validation after its last step, which then comes before the next one."""
     is_finished: bool = False
     """Whether the run has come to its end, its last validation included."""
 

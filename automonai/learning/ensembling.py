@@ -306,7 +306,8 @@ def _case_dice(
     volume, label = work.read(case_id)
     maps = scratch_array((len(mixtures), *label.shape), np.uint8)
     singles = np.eye(len(members))
-    for start, probabilities_OKXYZ in probability_slabs(members, volume, mixtures=singles, precision=work.precision):
+    slabs = probability_slabs(members, volume, case_id=case_id, mixtures=singles, precision=work.precision)
+    for start, probabilities_OKXYZ in slabs:
         for prediction, weights in zip(maps, mixtures.astype(np.float32), strict=True):
             mixed_KXYZ = np.tensordot(weights, probabilities_OKXYZ, axes=1)
             prediction[start : start + mixed_KXYZ.shape[1]] = mixed_KXYZ.argmax(axis=0)
@@ -370,7 +371,7 @@ def _test_case(
     """Return the case's scores, how bad they are, and what draws its overlay."""
     volume, label = work.read(case_id)
     weights = np.array([[member.weight for member in ensemble.members]])
-    prediction = predict_label(members, volume, weights=weights, precision=work.precision)
+    prediction = predict_label(members, volume, case_id=case_id, weights=weights, precision=work.precision)
     prediction = keep_largest_components(prediction, class_indices(work.data, ensemble.largest_component))
     values = sorted(work.data.dataset.labels)
     found = case_scores(prediction, label, values=range(1, len(values)), spacing_mm=volume.spacing_mm)

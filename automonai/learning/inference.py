@@ -10,6 +10,7 @@ normalised one by one, several networks share one reading, and planes leave as s
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from automonai.domain.fingerprint import ChannelFacts, IntTriple
 from automonai.domain.plan import Plan
 from automonai.imaging.preprocessing import normalise
 
+logger = logging.getLogger(__name__)
+
 BACKGROUND_LOGIT = 30.0
 """Logit of class 0 where no window was predicted: its probability is 1 to float32 precision, and logits stay finite."""
 
@@ -35,6 +38,9 @@ _WORKSPACE_BYTES = 64 * 2**20
 
 _BATCH_VOXELS = 2**17
 _BATCH_VOXELS_CUDA = 2**21
+
+_SUMS_SHARE = 4
+"""Sums take at most a quarter of a GPU's free memory: for a moment they are there three times (`_Sums.finish`)."""
 
 
 @dataclass(frozen=True)
@@ -116,18 +122,21 @@ def logit_slabs(
     """Yield the planes of a volume along its first axis as they are finished, predicted by every network.
 
     Reading, normalising and cutting windows happens once for all networks, which must share the plan's patch,
-    normalisation and classes. The memory needed is `prediction_memory_bytes`.
+    normalisation and classes. The memory needed is `prediction_memory_bytes`; a GPU that has less holds fewer windows
+    at once, and leaves the sums to the CPU.
+
+    Raises:
+        torch.OutOfMemoryError: If the GPU's memory does not suffice for a single window.
     """
     grid = _Grid.over(image.shape[1:], plan, settings.overlap)
     sums = _Sums(len(networks), plan.network.out_channels, grid, settings.device)
-    batch_size = settings.batch_size(grid.patch)
+    forward = _Forward(settings, settings.batch_size(grid.patch))
     for index, start in enumerate(grid.starts[0]):
         windows = _windows(image, start, grid, plan, statistics, settings.background)
-        while batch := tuple(itertools.islice(windows, batch_size)):
+        while batch := tuple(itertools.islice(windows, forward.batch_windows)):
             image_BCXYZ = torch.from_numpy(np.stack([window for _, window in batch])).to(settings.device)
             for number, network in enumerate(networks):
-                logits_BKXYZ = _flipped_mean(network, image_BCXYZ, settings)
-                for (position, _), logits_KXYZ in zip(batch, logits_BKXYZ, strict=True):
+                for (position, _), logits_KXYZ in zip(batch, forward.logits(network, image_BCXYZ), strict=True):
                     sums.add(number, position, logits_KXYZ)
         is_last = index + 1 == len(grid.starts[0])
         planes = grid.patch[0] if is_last else grid.starts[0][index + 1] - start
@@ -220,13 +229,15 @@ class _Sums:
 
     def __init__(self, networks: int, classes: int, grid: _Grid, device: torch.device) -> None:
         section = (grid.patch[0], *grid.padded[1:])
+        device = _device_of_sums(networks * (classes + 1) * prod(section) * 4, device)
         self._logits = torch.zeros((networks, classes, *section), device=device)
         self._weights = torch.zeros((networks, *section), device=device)
         self._importance = _importance_map(grid.weighed, device).expand(grid.patch)
 
     def add(self, network: int, position: IntTriple, logits_KXYZ: torch.Tensor) -> None:
         y, z = (slice(start, start + side) for start, side in zip(position[1:], logits_KXYZ.shape[2:], strict=True))
-        self._logits[network, :, :, y, z].addcmul_(logits_KXYZ.float(), self._importance)
+        logits_KXYZ = logits_KXYZ.to(self._logits.device).float()
+        self._logits[network, :, :, y, z].addcmul_(logits_KXYZ, self._importance)
         self._weights[network, :, y, z] += self._importance
 
     def finish(self, planes: int) -> np.ndarray:
@@ -242,6 +253,49 @@ class _Sums:
                 sums.narrow(axis, 0, kept).copy_(sums.narrow(axis, planes, kept).clone())
             sums.narrow(axis, kept, planes).zero_()
         return finished.cpu().numpy()
+
+
+def _device_of_sums(size_bytes: int, device: torch.device) -> torch.device:
+    """Return the device, or the CPU if the sums would take too much of a GPU's memory."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if size_bytes <= free // _SUMS_SHARE:
+        return device
+    logger.info("the sums of a prediction, %d bytes, are held by the CPU: the GPU has %d free", size_bytes, free)
+    return torch.device("cpu")
+
+
+class _Forward:
+    """Takes windows through networks; from the first time that the GPU's memory does not suffice, fewer at once."""
+
+    def __init__(self, settings: WindowSettings, batch_windows: int) -> None:
+        self.batch_windows = batch_windows
+        self._settings = settings
+
+    def logits(self, network: torch.nn.Module, image_BCXYZ: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield each window's logits_KXYZ."""
+        done = 0
+        while done < len(image_BCXYZ):
+            piece_BCXYZ = image_BCXYZ[done : done + self.batch_windows]
+            logits_BKXYZ = self._attempt(network, piece_BCXYZ)
+            if logits_BKXYZ is None:
+                torch.cuda.empty_cache()
+                self.batch_windows = len(piece_BCXYZ) // 2
+                logger.info("the GPU's memory does not suffice: now %d windows at once", self.batch_windows)
+                continue
+            yield from logits_BKXYZ
+            done += len(logits_BKXYZ)
+
+    def _attempt(self, network: torch.nn.Module, image_BCXYZ: torch.Tensor) -> torch.Tensor | None:
+        """Return logits_BKXYZ, or None if fewer windows at once may do."""
+        try:
+            return _flipped_mean(network, image_BCXYZ, self._settings)
+        except torch.OutOfMemoryError:
+            if len(image_BCXYZ) == 1:
+                raise
+            return None
 
 
 def _windows(

@@ -153,7 +153,11 @@ class Trainer:
     def _advance(self, loss: float) -> None:
         progress = self.progress
         self.progress = progress.model_copy(
-            update={"step": progress.step + 1, "epoch_loss_sum": progress.epoch_loss_sum + loss}
+            update={
+                "step": progress.step + 1,
+                "epoch_loss_sum": progress.epoch_loss_sum + loss,
+                "validation_due": False,
+            }
         )
         weight = _AVERAGE_STEPS / (self.progress.step + _AVERAGE_STEPS)
         with torch.no_grad():
@@ -214,9 +218,9 @@ def train(
         trainer: Fresh, or restored from a checkpoint.
         make_batch: The batch of a step; called ahead from one other thread.
         settings: Length, schedule, deadline.
-        validate: Scores the averaged network.
+        validate: Scores the averaged network; raises StopRequestedError if `stop` is set before it has all scores.
         commit: Saves the trainer's state.
-        stop: Ends the run after the step at hand.
+        stop: Ends the run after the step or the validated case at hand.
         meter: Hears of every step and validation.
         clock: In seconds.
 
@@ -228,6 +232,8 @@ def train(
     logger.info("step=%d: cases and network are ready", trainer.progress.step)
     pace = _Pace(settings, trainer.progress, patches_per_step=trainer.plan.batch_size, clock=clock)
     with closing(read_ahead(make_batch, trainer.progress.step)) as batches:
+        if trainer.progress.validation_due and _ends_epoch(trainer.progress, pace.total_steps):
+            _end_epoch(trainer, pace, validate=validate, commit=commit, meter=meter)
         while not trainer.progress.is_finished:
             if stop.is_set():
                 trainer.progress = pace.stamped(trainer.progress)
@@ -239,7 +245,7 @@ def train(
             loss = trainer.update(image_BCXYZ, label_BXYZ, learning_rate=rate)
             pace.count(trainer.progress)
             meter.stepped(pace.tally, epoch=trainer.progress.epoch, loss=loss)
-            if _ends_epoch(trainer.progress) or trainer.progress.step >= pace.total_steps:
+            if _ends_epoch(trainer.progress, pace.total_steps):
                 _end_epoch(trainer, pace, validate=validate, commit=commit, meter=meter)
     return pace.tally
 
@@ -270,8 +276,8 @@ def fitted_steps(*, step: int, most_steps: int, seconds_left: float, seconds_per
     return max(1, min(most_steps, step + affordable))
 
 
-def _ends_epoch(progress: Progress) -> bool:
-    return progress.step % progress.steps_per_epoch == 0
+def _ends_epoch(progress: Progress, total_steps: int) -> bool:
+    return progress.step % progress.steps_per_epoch == 0 or progress.step >= total_steps
 
 
 def _end_epoch(
@@ -282,16 +288,24 @@ def _end_epoch(
     commit: Callable[[Trainer], None],
     meter: Meter,
 ) -> None:
-    """Close the books of an epoch; validate and commit if it is time or the run is over."""
+    """Close the books of an epoch; validate and commit if it is time or the run is over.
+
+    A stop within the validation leaves the books open, so that they are closed the same way when the run goes on.
+    """
     progress = trainer.progress
     steps = progress.step % progress.steps_per_epoch or progress.steps_per_epoch
     loss = progress.epoch_loss_sum / steps
     is_last = progress.step >= pace.total_steps
     trainer.progress = progress.model_copy(
-        update={"epoch_loss_sum": 0.0, "plateau": after_epoch(progress.plateau, loss)}
+        update={"epoch_loss_sum": 0.0, "plateau": after_epoch(progress.plateau, loss), "validation_due": False}
     )
     if is_last or pace.is_time_to_validate(progress):
-        scores = validate(trainer.average)
+        try:
+            scores = validate(trainer.average)
+        except StopRequestedError:
+            trainer.progress = pace.stamped(progress.model_copy(update={"validation_due": True}))
+            commit(trainer)
+            raise
         pace.validation_seconds = scores.seconds
         stamped = pace.stamped(trainer.progress)
         point = CurvePoint(

@@ -1,4 +1,4 @@
-"""The memory that a training takes of this machine."""
+"""The memory that a training takes of this machine, and the files that it maps into it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def gpu_memory(execution: ExecutionSpec) -> GpuMemory | None:
 
 def peak_memory_bytes() -> int:
     """Return the peak of the GPU's memory since the run began, or of the process's resident memory without a GPU."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+    if torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():
@@ -61,10 +61,28 @@ def peak_memory_bytes() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Forget the peaks of earlier runs of this process."""
-    if torch.cuda.is_available():
+    """Forget the peaks of earlier runs of this process; one that has not touched a GPU has none there."""
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
     except OSError:
         return  # elsewhere than on Linux the peak is the process's
+
+
+def release_gpu_memory() -> None:
+    """Give back what the allocator holds but no tensor needs: while this process waits, another may use that GPU."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def allow_many_files() -> None:
+    """Let this process have as many files open as the system lets it choose: each memory-mapped array keeps one.
+
+    The usual limit of 1,024 is there for programs that use select(2), and is spent at some 500 cases.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError):
+        return  # macOS calls its limit infinite, but does not grant that

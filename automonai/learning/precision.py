@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -71,6 +72,15 @@ def choose_precision(execution: ExecutionSpec, device: torch.device) -> torch.dt
     return torch.bfloat16 if _has_bfloat16() else torch.float32
 
 
+def refusal(execution: ExecutionSpec) -> str | None:
+    """Return why this machine cannot compute as the spec demands; None if it can."""
+    try:
+        choose_precision(execution, choose_device(execution))
+    except BadRequestError as error:
+        return str(error)
+    return None
+
+
 def keep_freed_memory() -> None:
     """Let this process keep what it frees instead of returning it to the system page by page.
 
@@ -93,3 +103,7 @@ def _has_bfloat16() -> bool:
     except OSError:
         return False
     return not _HARDWARE_BFLOAT16.isdisjoint(description.split())
+
+
+if __name__ == "__main__":  # asked by `execution.machine`, in whose process torch is not loaded
+    sys.exit(refusal(ExecutionSpec.model_validate_json(sys.argv[1])))

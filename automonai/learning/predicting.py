@@ -23,6 +23,7 @@ from automonai.errors import DatasetError
 from automonai.imaging.preprocessing import PreparedCase, prepare_image, restore_probabilities
 from automonai.imaging.reading import Volume, file_ending, read_image, write_label
 from automonai.learning.checkpoint import read_member
+from automonai.learning.faults import is_out_of_memory
 from automonai.learning.inference import WindowSettings, logit_slabs, scratch_array
 from automonai.learning.precision import Precision
 from automonai.storage.store import Store
@@ -83,12 +84,12 @@ def predict_cases(
 ) -> list[Path]:
     """Write a label map for each image, under its case's name, in its orientation, shape and affine.
 
-    A case that cannot be predicted does not keep the others from it; a file that is there is replaced as a whole.
+    A case that cannot be predicted keeps no other from it; a file that is there is replaced as a whole.
 
     Args:
         ensemble: Its members, weights, and classes of which only the largest component stays.
         store: Of the study.
-        data: Of the study: channels and labels.
+        data: The study's: channels and labels.
         images: Cases whose image paths can be opened as they are.
         output: Folder of the label maps.
         scratch_folder: For the downloaded checkpoints.
@@ -100,32 +101,44 @@ def predict_cases(
         The label maps, in the order of the images.
 
     Raises:
-        DatasetError: After all others are written: every image that is unreadable or has the wrong channels. At once:
-            if two images have one name, or a label map would replace an image.
+        DatasetError: After all others are written: every image that is unreadable, has the wrong channels or is too
+            large for the memory. At once: if two images have one name, or a label map would replace an image.
     """
     _refuse_collisions(images, output)
     precision = Precision(device, dtype)
     members = load_members(ensemble.members, store=store, folder=scratch_folder, device=device)
     weights = np.array([[member.weight for member in ensemble.members]])
     kept = class_indices(data, ensemble.largest_component)
-    written: list[Path] = []
-    problems: list[str] = []
-    for case in images:
-        try:
-            volume = read_volume([Path(image) for image in case.images], case.id, data.dataset.channels)
-            label = predict_label(members, volume, weights=weights, precision=precision)
-        except DatasetError as error:
-            problems.extend(error.problems)
-            continue
+    written, problems = list[Path](), list[str]()
+
+    def predict(case: Case) -> Path:
+        volume = read_volume([Path(image) for image in case.images], case.id, data.dataset.channels)
+        label = predict_label(members, volume, case_id=case.id, weights=weights, precision=precision)
         path = _label_path(output, case.id, volume.geometry.ending)
         label = keep_largest_components(label, kept)
         write_label(path, label, geometry=volume.geometry, label_values=sorted(data.dataset.labels))
-        written.append(path)
+        return path
+
+    for case in images:
+        try:
+            written.append(predict(case))
+        except (DatasetError, MemoryError, RuntimeError) as error:
+            problems += _problems(error, case.id)
+            continue
         if on_case:
-            on_case(case.id, path)
+            on_case(case.id, written[-1])
     if problems:
         raise DatasetError(problems)
     return written
+
+
+def _problems(error: Exception, case_id: str) -> Sequence[str]:
+    """Return what keeps a case from being predicted; an error that is no fault of the case is raised."""
+    if isinstance(error, DatasetError):
+        return error.problems
+    if not is_out_of_memory(error):
+        raise error
+    return [f"{case_id}: needs more memory than there is here: {str(error) or type(error).__name__}"]
 
 
 def read_volume(paths: Sequence[Path], case_id: str, channels: Sequence[str]) -> Volume:
@@ -155,6 +168,7 @@ def predict_label(
     members: Sequence[LoadedMember],
     volume: Volume,
     *,
+    case_id: str,
     weights: np.ndarray,
     precision: Precision,
 ) -> np.ndarray:
@@ -163,11 +177,15 @@ def predict_label(
     Args:
         members: The networks.
         volume: The image.
+        case_id: Whose it is.
         weights: (1, M), sum 1.
         precision: Where the networks run, and in which type.
+
+    Raises:
+        DatasetError: If the image cannot be prepared.
     """
     label = np.zeros(volume.voxels.shape[1:], np.uint8)
-    slabs = probability_slabs(members, volume, mixtures=weights, precision=precision)
+    slabs = probability_slabs(members, volume, case_id=case_id, mixtures=weights, precision=precision)
     for start, probabilities_OKXYZ in slabs:
         label[start : start + probabilities_OKXYZ.shape[2]] = probabilities_OKXYZ[0].argmax(axis=0)
     return label
@@ -177,6 +195,7 @@ def probability_slabs(
     members: Sequence[LoadedMember],
     volume: Volume,
     *,
+    case_id: str,
     mixtures: np.ndarray,
     precision: Precision,
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -188,16 +207,20 @@ def probability_slabs(
     Args:
         members: M networks.
         volume: The image.
+        case_id: Whose it is.
         mixtures: (O, M) weights; each row sums to 1.
         precision: Where the networks run, and in which type.
 
     Yields:
         First plane, and probabilities_OKXYZ float32.
+
+    Raises:
+        DatasetError: If the image cannot be prepared.
     """
     restored: list[tuple[float, int, Iterator[tuple[int, np.ndarray]]]] = []
     for chosen in _groups([member.preparation for member in members]):
         spacing_mm, crop = members[chosen[0]].preparation
-        prepared = prepare_image(volume, spacing_mm=spacing_mm, crop=crop)
+        prepared = prepare_image(case_id, volume, spacing_mm=spacing_mm, crop=crop)
         group, weights = [members[index] for index in chosen], mixtures[:, chosen]
         mixed = _mixed_probabilities(group, prepared, weights, precision=precision)
         restored += [

@@ -34,19 +34,22 @@ class LabelScores(Record):
     """The three figures of one class in one case; None where one has no meaning."""
 
     dice: float | None
-    """None if neither prediction nor label has the class."""
+    """No meaning if neither prediction nor label has the class."""
     hd95_mm: float | None
-    """None unless both have it."""
+    """95 % Hausdorff distance; no meaning unless both have the class."""
     surface_dice: float | None
-    """None if neither has the class; 0 if only one does."""
+    """No meaning if neither has the class; 0 if only one does."""
 
 
 class UndefinedCounts(Record):
     """In how many cases each figure has no meaning; the means leave these out."""
 
     dice: int
+    """Neither prediction nor label has the class."""
     hd95_mm: int
+    """Not both have it."""
     surface_dice: int
+    """Neither has it."""
 
 
 class MeanScores(LabelScores):
@@ -59,7 +62,9 @@ class Evaluation(Record):
     """Every case's scores by label value, and their means."""
 
     cases: dict[str, dict[int, LabelScores]]
+    """By case, then by label value."""
     mean: dict[int, MeanScores]
+    """By label value."""
     without_prediction: tuple[str, ...] = ()
     """Labels that nothing was predicted for: they are no part of the means."""
 

@@ -22,9 +22,10 @@ from automonai.imaging.augmentation import Augmentation
 from automonai.imaging.patches import PatchReader
 from automonai.imaging.preprocessing import PreparedCase, prepare_case
 from automonai.learning.checkpoint import Progress, read_checkpoint, write_checkpoint
+from automonai.learning.faults import is_out_of_memory
 from automonai.learning.loop import LoopSettings, Trainer, batch_source, train
 from automonai.learning.losses import make_loss
-from automonai.learning.memory import peak_memory_bytes, reset_peak_memory
+from automonai.learning.memory import allow_many_files, peak_memory_bytes, reset_peak_memory
 from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.network import build_network
 from automonai.learning.precision import Precision, choose_device, choose_precision, keep_freed_memory
@@ -72,6 +73,7 @@ def train_run(
     """
     began = time.monotonic()
     keep_freed_memory()
+    allow_many_files()
     reset_peak_memory()
     plan = make_plan(request.configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
     device = choose_device(data.execution)
@@ -81,7 +83,7 @@ def train_run(
     trainer = _start(request, plan, precision, len(cases.training), store=store, cache_folder=cache_folder)
     if data.execution.compile:
         trainer.forward = torch.compile(trainer.network)
-    scorer = _Scorer(cases.validation, plan, precision)
+    scorer = _Scorer(cases.validation, plan, precision, stop=stop)
     tally = _train(request, data, trainer, cases, scorer, store=store, stop=stop, began=began, meter=meter)
     return _result(request, trainer, scorer, tally, seconds=time.monotonic() - began)
 
@@ -115,10 +117,7 @@ def failed_result(
 def _reason(error: BaseException) -> FailureReason:
     if isinstance(error, RunError):
         return FailureReason(error.reason)
-    is_allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    if is_allocation or isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return FailureReason.OUT_OF_MEMORY
-    return FailureReason.BAD_CONFIGURATION
+    return FailureReason.OUT_OF_MEMORY if is_out_of_memory(error) else FailureReason.BAD_CONFIGURATION
 
 
 def planned_bytes(plan: Plan, precision: Precision) -> int:
@@ -231,15 +230,25 @@ def _to_plain_layout(module: nn.Module) -> None:
 class _Scorer:
     """Validates, and remembers how long a case took."""
 
-    def __init__(self, cases: tuple[PreparedCase, ...], plan: Plan, precision: Precision) -> None:
+    def __init__(
+        self, cases: tuple[PreparedCase, ...], plan: Plan, precision: Precision, *, stop: threading.Event
+    ) -> None:
         self.cases = cases
         self.seconds_per_case: float | None = None
         self._plan = plan
         self._precision = precision
+        self._stop = stop
         self._loss_of = make_loss(plan.configuration.loss)
 
     def __call__(self, network: nn.Module) -> Validation:
-        scores = validate(network, self.cases, plan=self._plan, precision=self._precision, loss_of=self._loss_of)
+        scores = validate(
+            network,
+            self.cases,
+            plan=self._plan,
+            precision=self._precision,
+            loss_of=self._loss_of,
+            stop=self._stop,
+        )
         self.seconds_per_case = scores.seconds / len(self.cases)
         return scores
 

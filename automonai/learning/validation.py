@@ -1,10 +1,11 @@
 """Score a network on whole validation volumes.
 
-Axes: logits_KXYZ, label_XYZ (class indices).
+Axes: logits_KXYZ, label_XYZ (class indices), counts_KK (voxels by true and by predicted class).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from automonai.domain.plan import Plan
+from automonai.errors import StopRequestedError
 from automonai.imaging.preprocessing import PreparedCase
 from automonai.learning.inference import sliding_window_logits
 from automonai.learning.losses import Loss
@@ -38,13 +40,25 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    network: nn.Module, cases: Sequence[PreparedCase], *, plan: Plan, precision: Precision, loss_of: Loss
+    network: nn.Module,
+    cases: Sequence[PreparedCase],
+    *,
+    plan: Plan,
+    precision: Precision,
+    loss_of: Loss,
+    stop: threading.Event,
 ) -> Validation:
-    """Predict and score every case, without test-time flips: these belong to the ensemble's prediction."""
+    """Predict and score every case, without test-time flips: these belong to the ensemble's prediction.
+
+    Raises:
+        StopRequestedError: If `stop` was set before the last case.
+    """
     began = time.perf_counter()
     losses: list[float] = []
     dice: dict[int, list[float]] = {value: [] for value in plan.label_values[1:]}
     for case in cases:
+        if stop.is_set():
+            raise StopRequestedError("stopped within a validation")
         logits_KXYZ = sliding_window_logits(
             network,
             case.image,
@@ -55,21 +69,35 @@ def validate(
             background=case.background,
         )
         assert case.label is not None
-        losses.append(_volume_loss(logits_KXYZ, case.label, loss_of))
-        scores = class_dice(logits_KXYZ.argmax(axis=0), case.label, len(plan.label_values))
-        for value, score in zip(plan.label_values[1:], scores, strict=True):
+        loss, counts_KK = score_volume(logits_KXYZ, case.label, loss_of)
+        losses.append(loss)
+        for value, score in zip(plan.label_values[1:], class_dice(counts_KK), strict=True):
             if score is not None:
                 dice[value].append(score)
     means = {value: float(np.mean(scores)) for value, scores in dice.items() if scores}
     return Validation(float(np.mean(losses)), means, time.perf_counter() - began)
 
 
-def class_dice(prediction_XYZ: NDArray, label_XYZ: NDArray, classes: int) -> list[float | None]:
+def score_volume(logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss) -> tuple[float, NDArray[np.int64]]:
+    """Return a volume's loss and counts_KK, slab by slab, so that no array of the volume's size is made."""
+    classes = len(logits_KXYZ)
+    planes = max(1, _SLAB_VOXELS // prod(label_XYZ.shape[1:]))
+    total = 0.0
+    counts_KK = np.zeros((classes, classes), np.int64)
+    for start in range(0, label_XYZ.shape[0], planes):
+        logits = torch.from_numpy(np.ascontiguousarray(logits_KXYZ[:, start : start + planes]))
+        label = torch.from_numpy(np.array(label_XYZ[start : start + planes]))
+        total += loss_of(logits[None], label[None]).item() * label.shape[0]
+        pairs = label.long() * classes + logits.argmax(dim=0)
+        counts_KK += torch.bincount(pairs.flatten(), minlength=classes**2).reshape(classes, classes).numpy()
+    return total / label_XYZ.shape[0], counts_KK
+
+
+def class_dice(counts_KK: NDArray[np.int64]) -> list[float | None]:
     """Return the Dice of each foreground class; None for one that is neither present nor predicted."""
-    pairs = label_XYZ.astype(np.int64) * classes + prediction_XYZ
-    counts = np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
-    sizes = counts.sum(axis=0) + counts.sum(axis=1)
-    return [float(2 * counts[index, index] / sizes[index]) if sizes[index] else None for index in range(1, classes)]
+    sizes = counts_KK.sum(axis=0) + counts_KK.sum(axis=1)
+    hits = np.diagonal(counts_KK)
+    return [float(2 * hit / size) if size else None for hit, size in zip(hits[1:], sizes[1:], strict=True)]
 
 
 def window_count(shape: Sequence[int], plan: Plan) -> int:
@@ -85,13 +113,3 @@ def window_count(shape: Sequence[int], plan: Plan) -> int:
 def seconds_per_validation(windows: int, *, seconds_per_patch: float) -> float:
     """Return what a validation will take, from what a training step takes for each patch of its batch."""
     return windows * seconds_per_patch * _FORWARD_SHARE
-
-
-def _volume_loss(logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss) -> float:
-    planes = max(1, _SLAB_VOXELS // prod(label_XYZ.shape[1:]))
-    total = 0.0
-    for start in range(0, label_XYZ.shape[0], planes):
-        logits = torch.from_numpy(np.ascontiguousarray(logits_KXYZ[:, start : start + planes]))
-        label = torch.from_numpy(np.array(label_XYZ[start : start + planes]))
-        total += loss_of(logits[None], label[None]).item() * label.shape[0]
-    return total / label_XYZ.shape[0]

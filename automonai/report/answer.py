@@ -163,7 +163,7 @@ def _optimism(summary: Summary) -> str:
 
 def _no_test(summary: Summary) -> str:
     reason = (
-        "No cases were set aside for a test (split.test is 0)."
+        "No cases were set aside for a test."
         if summary.dataset.test_cases == 0
         else "The test cases have not been scored."
     )

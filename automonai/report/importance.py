@@ -14,7 +14,8 @@ from sklearn.model_selection import GroupKFold
 
 from automonai.domain.seeds import derive_seed
 from automonai.domain.study import Study
-from automonai.report.summary import Importance, Share, searched_names
+from automonai.report.summarising import searched_names
+from automonai.report.summary import Importance, Share
 from automonai.spec import Choice, IntegerRange, Ordered, RealRange, Scalar, SpaceEntry
 
 FEWEST_TRIALS = 12

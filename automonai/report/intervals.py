@@ -22,9 +22,11 @@ class Interval(Record):
     mean: float | None
     """None if no case has the figure."""
     low: float | None
-    """None for fewer than two cases."""
+    """Lower end of the interval; None for fewer than two cases."""
     high: float | None
+    """Upper end of the interval; None for fewer than two cases."""
     median: float | None
+    """Over the cases that have the figure; None if none has."""
     cases: int
     """Cases that have the figure."""
     undefined: int

@@ -228,7 +228,7 @@ def _classes(summary: Summary) -> str:
 
 def _why_no_test(summary: Summary) -> str:
     if summary.dataset.test_cases == 0:
-        return "No cases were set aside for a test (split.test is 0), so there is nothing to show here."
+        return "No cases were set aside for a test, so there is nothing to show here."
     if summary.succeeded is None:
         return "The test cases are scored once, at the very end; the study is not there yet."
     return "The study ended before the test cases were scored."

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from automonai.domain.configuration import Configuration
-from automonai.domain.dataset import Dataset
 from automonai.domain.records import Record
-from automonai.domain.request import CaseScores, EnsembleResult, StudyData
-from automonai.domain.run import FailureReason, Origin, Result, RunState, Trial
-from automonai.domain.seeds import derive_seed
-from automonai.domain.study import Phase, RunRecord, Study
-from automonai.report.intervals import Interval, interval_of, interval_of_class_means
-from automonai.spec import Choice, IntegerRange, Ordered, RealRange
+from automonai.domain.run import FailureReason, Origin
+from automonai.domain.study import Phase
+from automonai.report.intervals import Interval
 
 
 class DatasetSummary(Record):
     """The data, in numbers."""
 
     name: str
+    """As the dataset calls itself."""
     channels: tuple[str, ...]
+    """Names, in the order of the image's channels."""
     classes: dict[int, str]
     """Label value to class name, without the background."""
     development_cases: int
+    """Cases that are searched and trained on."""
     test_cases: int
+    """Cases that only the last step sees."""
     folds: int
+    """Parts of the development cases; each is held out once."""
 
 
 class CaseSummary(Record):
     """The ensemble's scores on one test case, by class name; None where a figure has no meaning."""
 
     case: str
+    """Its id."""
     mean_dice: float | None
+    """Mean over the classes that have one."""
     dice: dict[str, float | None]
+    """By class name; None if neither prediction nor label has the class."""
     hd95_mm: dict[str, float | None]
+    """95 % Hausdorff distance by class name; None unless both have the class."""
     surface_dice: dict[str, float | None]
+    """Surface Dice at 1 mm by class name; None if neither has the class."""
     overlay: str | None = None
     """Store key of the case's picture."""
 
@@ -48,11 +51,15 @@ class HeldOutScores(Record):
     mean_dice: float | None
     """Mean over the classes of their means over cases."""
     mean_dice_low: float | None
+    """None for fewer than two cases."""
     mean_dice_high: float | None
+    """None for fewer than two cases."""
     dice: dict[str, Interval]
     """By class name."""
     hd95_mm: dict[str, Interval]
+    """95 % Hausdorff distance, by class name."""
     surface_dice: dict[str, Interval]
+    """At 1 mm, by class name."""
     cases: tuple[CaseSummary, ...]
     """Lowest mean Dice first."""
 
@@ -61,45 +68,58 @@ class Winner(Record):
     """The configuration that is refitted, or would be if the search ended now."""
 
     trial: int
+    """Its number."""
     configuration: Configuration
     origin: Origin
     budget_epochs: int
     """Epochs that it had trained in the search."""
     loss: float | None
+    """What the search minimises, of its last run in the search."""
     dice: float | None
     """Mean foreground Dice on its validation cases in the search."""
     parameters: int | None
+    """Weights of its network."""
     prediction_seconds_per_case: float | None
+    """Time to predict and score one validation case."""
 
 
 class MemberSummary(Record):
     """A network of the ensemble."""
 
     run_id: str
+    """The run that trained it."""
     trial: int
+    """Whose configuration it has."""
     fold: int
+    """Held out of its training."""
     weight: float
+    """Share in the ensemble; all add up to 1."""
 
 
 class EnsembleSummary(Record):
     """What `predict` uses."""
 
     members: tuple[MemberSummary, ...]
+    """Highest weight first."""
     largest_component: tuple[str, ...]
     """Classes of which only the largest connected component is kept."""
     validation_dice: dict[str, float]
     """Out-of-fold Dice by class name."""
     validation_mean_dice: float | None
+    """Mean of these over the classes."""
     single_validation_dice: float | None
     """Out-of-fold mean Dice of the best configuration alone."""
     seconds: float
+    """Wall-clock time to choose and test it."""
 
 
 class Optimism(Record):
     """How much better the winner looked in the search than the ensemble is on unseen cases."""
 
     search_dice: float
+    """Mean foreground Dice of the winner on its validation cases."""
     test_dice: float
+    """Mean Dice of the ensemble on the test cases."""
     difference: float
     """Search minus test: above 0, the search was optimistic."""
 
@@ -108,13 +128,17 @@ class Proposals(Record):
     """Where the tried configurations came from."""
 
     model: int
+    """Proposed by BOHB's model."""
     random: int
     """Drawn at random, the warm-up included."""
     standard: int
+    """The standard configuration, which is tried first."""
     fallback: int
+    """Drawn at random because the model failed."""
     warm_up: int
     """Of `random`: drawn before a budget had enough results for a model."""
     grid: int
+    """From the grid sampler."""
     model_budgets: dict[int, int]
     """Budget in epochs to the number of proposals that its model made; no other budget had a model in use."""
 
@@ -123,7 +147,9 @@ class RunCounts(Record):
     """What became of the runs, those of the refit included."""
 
     complete: int
+    """Ended with a result."""
     failed: int
+    """Ended without one for good, those included that were refused before they ran."""
     lost: int
     """How often the infrastructure lost a run; most of these ran again and count above as well."""
     open: int
@@ -135,7 +161,9 @@ class Failure(Record):
 
     cause: FailureReason
     message: str
+    """What the runs, or the check before them, said."""
     runs: tuple[str, ...]
+    """Their ids."""
 
 
 class Spent(Record):
@@ -144,6 +172,7 @@ class Spent(Record):
     epochs: int
     """Trained in the search."""
     refit_epochs: int
+    """Trained in the refit."""
     seconds: float
     """Wall-clock time that controllers spent on the study."""
     search_seconds: float | None
@@ -153,28 +182,37 @@ class Spent(Record):
     peak_memory_bytes: int | None
     """The largest of any one run."""
     limit_iterations: int | None
+    """`budget.iterations` of the spec."""
     limit_epochs: int | None
+    """`budget.epochs` of the spec."""
     limit_seconds: float | None
+    """`budget.time` of the spec."""
 
 
 class TrialSummary(Record):
     """One configuration and how far it came."""
 
     trial: int
+    """Its number, in the order of the proposals."""
     rank: int | None
     """1 is the best; None without a completed run."""
     origin: Origin
     model_budget_epochs: int | None
+    """The budget whose model proposed it; None when it did not come from a model."""
     bracket: int
+    """Number of its bracket of successive halving."""
     budget_epochs: int
     """Epochs of its last completed run; 0 without one."""
     loss: float | None
+    """What the search minimises, of its last completed run; None without one."""
     dice: float | None
+    """Mean foreground Dice of that run on its validation cases."""
     epochs: int
     """Trained in the search, over all its runs."""
     seconds: float
     """Spent in the search, over all its runs."""
     failure: FailureReason | None
+    """Why its last run that failed did so; None if none failed."""
     configuration: Configuration
 
 
@@ -182,6 +220,7 @@ class Share(Record):
     """How much one hyperparameter matters to the results."""
 
     name: str
+    """The hyperparameter's."""
     mean: float
     """Share of the variance of held-out results that the forest loses when this one's values are shuffled."""
     std: float
@@ -192,7 +231,9 @@ class Importance(Record):
     """Permutation importance of the hyperparameters, by a random forest on held-out trials."""
 
     trials: int
+    """Trials with a result."""
     results: int
+    """Completed runs of these."""
     explained: float | None
     """Share of the variance of held-out results that the forest predicts; at or below 0 it learnt nothing."""
     shares: tuple[Share, ...]
@@ -207,269 +248,56 @@ class Note(Record):
     seconds: float
     """Of the study's time."""
     text: str
+    """What happened, in words."""
 
 
 class Summary(Record):
     """What a study came to, or has come to so far."""
 
     version: Literal[1] = 1
+    """Of this format."""
     study: str
+    """Its name."""
     phase: Phase
     succeeded: bool | None
     """None while the study is not over."""
     stopped_because: str
     """Why the study is over; empty while it is not."""
     search_stopped_because: str
+    """Why the search is over; empty while it is not."""
     refit_because: str
+    """What decided the refit; empty before that."""
     started_at: float
     """Unix time in seconds."""
     sampler: str
+    """`search.sampler` of the spec."""
     objective: Literal["dice", "loss"]
+    """`search.objective` of the spec."""
     searched: tuple[str, ...]
     """Names of the hyperparameters that varied."""
     rungs: tuple[int, ...]
     """Budgets of the search in epochs."""
     dataset: DatasetSummary
     test: HeldOutScores | None
+    """None before the ensemble is tested, and without test cases."""
     winner: Winner | None
+    """The best configuration so far; None before a run has completed."""
     ensemble: EnsembleSummary | None
+    """None before it is chosen."""
     optimism: Optimism | None
+    """None before the test."""
     proposals: Proposals
     runs: RunCounts
     failures: tuple[Failure, ...]
+    """By cause and message."""
     budget: Spent
     trials: tuple[TrialSummary, ...]
     """Best first, then those without a completed run."""
     importance: Importance | None = None
     """Measured for the report only; None in a mere status."""
     software: dict[str, str]
+    """Package to version, as of the study's start."""
     devices: tuple[str, ...]
+    """Names of what the runs ran on."""
     notes: tuple[Note, ...]
-
-
-def summarise(study: Study, data: StudyData) -> Summary:
-    """Return what the study came to so far; it may be in any phase."""
-    test = _held_out(study, data)
-    winner = _winner(study)
-    ended = study.ended
-    return Summary(
-        study=study.spec.name,
-        phase=study.phase,
-        succeeded=None if ended is None else ended.succeeded,
-        stopped_because="" if ended is None else ended.why,
-        search_stopped_because="" if study.search_ended is None else study.search_ended.why,
-        refit_because="" if study.refit is None else study.refit.why,
-        started_at=study.started_at,
-        sampler=study.spec.search.sampler.value,
-        objective=study.spec.search.objective,
-        searched=searched_names(study),
-        rungs=study.rungs,
-        dataset=_dataset(data),
-        test=test,
-        winner=winner,
-        ensemble=None if study.ensemble is None else _ensemble(study.ensemble, data.dataset),
-        optimism=_optimism(winner, test),
-        proposals=_proposals(study.trials.values()),
-        runs=_run_counts(study),
-        failures=_failures(study.runs.values()),
-        budget=_spent(study),
-        trials=_trials(study),
-        software=dict(sorted(study.software.items())),
-        devices=tuple(sorted({r.device for r in _results(study) if r.device})),
-        notes=tuple(Note(seconds=study.elapsed_at(at), text=text) for at, text in study.notes),
-    )
-
-
-def searched_names(study: Study) -> tuple[str, ...]:
-    """Return the hyperparameters that the spec lets vary, in its order."""
-    ranges = (IntegerRange, RealRange, Ordered, Choice)
-    return tuple(name for name, entry in study.spec.search.space.items() if isinstance(entry, ranges))
-
-
-def _dataset(data: StudyData) -> DatasetSummary:
-    return DatasetSummary(
-        name=data.dataset.name,
-        channels=data.dataset.channels,
-        classes=data.dataset.foreground,
-        development_cases=len(data.split.development),
-        test_cases=len(data.split.test),
-        folds=len(data.split.folds),
-    )
-
-
-def _held_out(study: Study, data: StudyData) -> HeldOutScores | None:
-    if study.ensemble is None or not study.ensemble.test:
-        return None
-    seed = study.spec.search.seed
-    test, classes = study.ensemble.test, data.dataset.foreground
-    rows = [[case.dice.get(value) for value in classes] for case in test]
-    mean = interval_of_class_means(rows, seed=derive_seed(seed, "report", "mean"))
-    cases = [_case(case, classes) for case in test]
-    return HeldOutScores(
-        mean_dice=mean.mean,
-        mean_dice_low=mean.low,
-        mean_dice_high=mean.high,
-        dice=_intervals([case.dice for case in test], classes, seed),
-        hd95_mm=_intervals([case.hd95_mm for case in test], classes, seed),
-        surface_dice=_intervals([case.surface_dice for case in test], classes, seed),
-        cases=tuple(sorted(cases, key=lambda c: (math.inf if c.mean_dice is None else c.mean_dice, c.case))),
-    )
-
-
-def _intervals(figures: list[dict[int, float | None]], classes: Mapping[int, str], seed: int) -> dict[str, Interval]:
-    return {
-        name: interval_of([of.get(value) for of in figures], seed=derive_seed(seed, "report", value))
-        for value, name in classes.items()
-    }
-
-
-def _case(scores: CaseScores, classes: Mapping[int, str]) -> CaseSummary:
-    def by_name(figures: Mapping[int, float | None]) -> dict[str, float | None]:
-        return {name: _finite(figures.get(value)) for value, name in classes.items()}
-
-    defined = [d for d in by_name(scores.dice).values() if d is not None]
-    return CaseSummary(
-        case=scores.case,
-        mean_dice=sum(defined) / len(defined) if defined else None,
-        dice=by_name(scores.dice),
-        hd95_mm=by_name(scores.hd95_mm),
-        surface_dice=by_name(scores.surface_dice),
-        overlay=scores.overlay,
-    )
-
-
-def _winner(study: Study) -> Winner | None:
-    if study.incumbent is None:
-        return None
-    trial, result = study.incumbent
-    if study.refit is not None and study.refit.runs:
-        chosen = study.refit.runs[0].trial
-        trial, result = next((t, r) for t, r in study.ranking if t.number == chosen)
-    return Winner(
-        trial=trial.number,
-        configuration=trial.configuration,
-        origin=trial.origin,
-        budget_epochs=result.curve_epochs,
-        loss=_finite(result.loss),
-        dice=_finite(result.mean_dice),
-        parameters=result.parameters,
-        prediction_seconds_per_case=result.prediction_seconds_per_case,
-    )
-
-
-def _ensemble(result: EnsembleResult, dataset: Dataset) -> EnsembleSummary:
-    names = dataset.labels
-    dice = {names[value]: dice for value, dice in result.validation_dice.items() if value in names}
-    return EnsembleSummary(
-        members=tuple(
-            MemberSummary(run_id=m.run_id, trial=m.trial, fold=m.fold, weight=m.weight)
-            for m in sorted(result.members, key=lambda m: (-m.weight, m.run_id))
-        ),
-        largest_component=tuple(names.get(value, str(value)) for value in result.largest_component),
-        validation_dice=dice,
-        validation_mean_dice=sum(dice.values()) / len(dice) if dice else None,
-        single_validation_dice=_finite(result.single_validation_dice),
-        seconds=result.seconds,
-    )
-
-
-def _optimism(winner: Winner | None, test: HeldOutScores | None) -> Optimism | None:
-    if winner is None or winner.dice is None or test is None or test.mean_dice is None:
-        return None
-    return Optimism(search_dice=winner.dice, test_dice=test.mean_dice, difference=winner.dice - test.mean_dice)
-
-
-def _proposals(trials: Iterable[Trial]) -> Proposals:
-    known = list(trials)
-    origins = Counter(trial.origin for trial in known)
-    budgets = Counter(t.model_budget_epochs for t in known if t.model_budget_epochs is not None)
-    return Proposals(
-        model=origins[Origin.MODEL],
-        random=origins[Origin.RANDOM] + origins[Origin.WARM_UP],
-        standard=origins[Origin.STANDARD],
-        fallback=origins[Origin.FALLBACK],
-        warm_up=origins[Origin.WARM_UP],
-        grid=origins[Origin.GRID],
-        model_budgets=dict(sorted(budgets.items())),
-    )
-
-
-def _run_counts(study: Study) -> RunCounts:
-    states = Counter(record.state for record in study.runs.values())
-    return RunCounts(
-        complete=states[RunState.COMPLETE],
-        failed=states[RunState.FAILED],
-        lost=sum(record.losses for record in study.runs.values()) + study.ensemble_losses,
-        open=sum(not record.state.is_final for record in study.runs.values()),
-    )
-
-
-def _failures(records: Iterable[RunRecord]) -> tuple[Failure, ...]:
-    runs: dict[tuple[FailureReason, str], list[str]] = {}
-    for record in records:
-        result = record.result
-        if result is not None and result.state is RunState.FAILED:
-            cause = result.reason or FailureReason.BAD_CONFIGURATION
-            runs.setdefault((cause, result.message), []).append(record.run.id)
-    order = {cause: number for number, cause in enumerate(FailureReason)}
-    failures = [Failure(cause=cause, message=message, runs=tuple(ids)) for (cause, message), ids in runs.items()]
-    return tuple(sorted(failures, key=lambda f: (order[f.cause], -len(f.runs), f.runs[0])))
-
-
-def _spent(study: Study) -> Spent:
-    results = _results(study)
-    peaks = [result.peak_memory_bytes for result in results if result.peak_memory_bytes is not None]
-    if study.ensemble is not None and study.ensemble.peak_memory_bytes is not None:
-        peaks.append(study.ensemble.peak_memory_bytes)
-    budget, ended = study.spec.budget, study.search_ended
-    return Spent(
-        epochs=study.epochs_spent,
-        refit_epochs=sum(r.epochs for r in results) - study.epochs_spent,
-        seconds=study.elapsed_at(study.last_event_at),
-        search_seconds=None if ended is None else study.elapsed_at(ended.at),
-        run_seconds=sum(r.seconds for r in results),
-        peak_memory_bytes=max(peaks, default=None),
-        limit_iterations=budget.iterations,
-        limit_epochs=budget.epochs,
-        limit_seconds=budget.time,
-    )
-
-
-def _results(study: Study) -> list[Result]:
-    return [record.result for record in study.runs.values() if record.result is not None]
-
-
-def _trials(study: Study) -> tuple[TrialSummary, ...]:
-    ranked = {trial.number: rank for rank, (trial, _) in enumerate(study.ranking, start=1)}
-    last = {trial.number: result for trial, result in study.ranking}
-    results: dict[int, list[Result]] = {number: [] for number in study.trials}
-    for record in study.search_records():
-        if record.result is not None:
-            results.setdefault(record.run.trial, []).append(record.result)
-    trials = [
-        _trial(trial, ranked.get(number), last.get(number), results[number]) for number, trial in study.trials.items()
-    ]
-    return tuple(sorted(trials, key=lambda t: (t.rank is None, t.rank or 0, t.trial)))
-
-
-def _trial(trial: Trial, rank: int | None, last: Result | None, results: list[Result]) -> TrialSummary:
-    failures = [result.reason for result in results if result.reason is not None]
-    return TrialSummary(
-        trial=trial.number,
-        rank=rank,
-        origin=trial.origin,
-        model_budget_epochs=trial.model_budget_epochs,
-        bracket=trial.bracket,
-        budget_epochs=last.curve_epochs if last else 0,
-        loss=_finite(last.loss) if last else None,
-        dice=_finite(last.mean_dice) if last else None,
-        epochs=sum(result.epochs for result in results),
-        seconds=sum(result.seconds for result in results),
-        failure=failures[-1] if failures else None,
-        configuration=trial.configuration,
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    """Return None for what JSON cannot hold."""
-    return value if value is not None and math.isfinite(value) else None
+    """In the order of time."""

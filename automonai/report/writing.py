@@ -6,7 +6,8 @@ import json
 
 from automonai.domain.request import StudyData
 from automonai.domain.study import Study
-from automonai.report.summary import Summary, summarise
+from automonai.report.summarising import summarise
+from automonai.report.summary import Summary
 from automonai.storage import keys
 from automonai.storage.store import Store
 

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from automonai.domain.records import Record
 from automonai.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, UserError
 from automonai.storage.local import check_key, sha256_of, write_whole
-from automonai.storage.opening import open_store
+from automonai.storage.opening import gib_from_environment, open_store
 from automonai.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -191,14 +191,8 @@ def limit_from_environment() -> int:
     Raises:
         UserError: If the variable is no positive number.
     """
-    text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_GIB))
-    try:
-        limit = float(text)
-    except ValueError:
-        limit = 0.0
-    if not 0 < limit < float("inf"):
-        raise UserError(f"{LIMIT_VARIABLE} is '{text}'; expected a number of GiB, such as 100")
-    return int(limit * 2**30)
+    limit = gib_from_environment(LIMIT_VARIABLE)
+    return int(DEFAULT_LIMIT_GIB * 2**30) if limit is None else limit
 
 
 def _dataset_files(folder: Path) -> list[str]:

@@ -39,6 +39,12 @@ def checkpoint_manifest(run_id: str) -> str:
     return f"{RUNS}{run_id}/checkpoint/manifest.json"
 
 
+def run_of_checkpoint(key: str) -> str | None:
+    """Return whose checkpoint a key is part of; None if it is part of none."""
+    folder, _, part = key.removeprefix(RUNS).partition("/checkpoint/")
+    return folder if part else None
+
+
 def log(run_id: str) -> str:
     """Return the key of a run's log."""
     return f"{RUNS}{run_id}/log.txt"

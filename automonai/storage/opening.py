@@ -43,14 +43,26 @@ def join_location(location: str | Path, name: str) -> str:
 
 
 def user_cache_folder() -> Path:
-    """Return where what can be made anew is kept.
-
-    That is `$AUTOMONAI_CACHE` (on a cluster: the volume that pods share), `$XDG_CACHE_HOME/automonai` or
-    `~/.cache/automonai`.
-    """
-    if os.environ.get("AUTOMONAI_CACHE"):
-        return Path(os.environ["AUTOMONAI_CACHE"])
+    """Return where what can be made anew is kept: `$XDG_CACHE_HOME/automonai`, else `~/.cache/automonai`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "automonai"
+
+
+def gib_from_environment(variable: str) -> int | None:
+    """Return the bytes that a variable states in GiB; None if it is not set.
+
+    Raises:
+        UserError: If it is no positive number.
+    """
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UserError(f"{variable} is '{text}'; expected a number of GiB, such as 100")
+    return int(number * 2**30)
 
 
 def place_on_this_machine(location: str | Path) -> Path:

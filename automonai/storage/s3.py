@@ -29,6 +29,7 @@ from automonai.errors import (
     ObjectNotFoundError,
     StorageError,
     StoreAccessError,
+    StoreUnavailableError,
 )
 from automonai.storage.local import check_key, sha256_of, write_whole
 from automonai.storage.observing import Operation, observed
@@ -367,7 +368,7 @@ class S3Store:
             return StoreAccessError(f"{where}: {error}")
         if self._transient(error):
             why = "the server answers with errors" if isinstance(error, MinioException) else "it does not answer"
-            return StorageError(
+            return StoreUnavailableError(
                 f"{where}: {why} ({_kind(error)}), tried for {self._retrying.patience_seconds:.0f} s; check that"
                 " the server runs and that AWS_ENDPOINT_URL_S3 (or AWS_ENDPOINT_URL) is its address"
             )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pytest
 from prometheus_server import ROOT, Prometheus, running
 from promql import expressions, filled
-from real_cluster import DATASET, kubectl, store_on_this_machine, submit
+from real_cluster import DATASET, phase, store_on_this_machine, submit
 
 from automonai.domain.run import Result
 from automonai.storage import keys
@@ -95,11 +95,6 @@ def watched(prometheus: Prometheus, namespace: str) -> Seen:
         time.sleep(2)
     assert phase(namespace, workflow) == "Succeeded"
     return seen
-
-
-def phase(namespace: str, workflow: str) -> str:
-    found = json.loads(kubectl("get", "workflow", workflow, "-n", namespace, "-o", "json"))
-    return str(found.get("status", {}).get("phase", ""))
 
 
 def look(prometheus: Prometheus, namespace: str, seen: Seen) -> None:

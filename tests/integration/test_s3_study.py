@@ -27,6 +27,7 @@ from automonai.domain.run import Result, Run, RunState
 from automonai.errors import (
     CorruptObjectError,
     DatasetError,
+    SpecError,
     StorageError,
     StoreAccessError,
     StudyLockedError,
@@ -71,7 +72,7 @@ def through_an_outage(minio: MinioServer, work: Callable[[], None], *, once_ther
     worker = threading.Thread(target=run)
     worker.start()
     deadline = time.monotonic() + 20
-    while not any(minio.folder.glob(once_there_is)) and time.monotonic() < deadline:
+    while not is_there(minio.folder, once_there_is) and time.monotonic() < deadline:
         time.sleep(0.002)
     minio.stop()
     time.sleep(OUTAGE_SECONDS)
@@ -80,6 +81,14 @@ def through_an_outage(minio: MinioServer, work: Callable[[], None], *, once_ther
     worker.join(timeout=90)
     assert not worker.is_alive()
     assert not errors, errors
+
+
+def is_there(folder: Path, pattern: str) -> bool:
+    """Whether a path of that pattern is in a folder, from which the server removes others meanwhile."""
+    try:
+        return any(folder.glob(pattern))
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +166,20 @@ def test_a_dataset_in_a_bucket_is_prepared_as_one_in_a_folder(minio: MinioServer
     assert there.dataset.root.startswith(f"{location}#")
     assert there.model_copy(update={"dataset": here.dataset}) == here
     assert api.check(location).dataset.cases == here.dataset.cases
+
+
+@pytest.mark.parametrize("where", ["bucket", "folder"])
+def test_a_users_split_may_lie_anywhere(minio: MinioServer, tmp_path: Path, where: str) -> None:
+    folder = api.phantom(tmp_path / "phantom", cases=5, shape=(20, 20, 20))
+    cases = [case.id for case in api.check(folder).dataset.cases]
+    location = "s3://automonai/splits/split.json" if where == "bucket" else str(tmp_path / "split.json")
+    settings = {"training": TrainingSpec(), "cache_folder": tmp_path / "cache", "split": SplitSpec(file=location)}
+    with pytest.raises(SpecError, match=r"split\.json: cannot be read"):
+        prepare_data(folder, **settings)
+    content = json.dumps({"test": cases[:1], "folds": [cases[1:3], cases[3:]]}).encode()
+    open_store(location.rpartition("/")[0]).put("split.json", content)
+    division = prepare_data(folder, **settings).split
+    assert (division.test, division.folds) == ((cases[0],), (tuple(cases[1:3]), tuple(cases[3:])))
 
 
 def test_a_faulty_dataset_is_not_pushed(minio: MinioServer, tmp_path: Path) -> None:

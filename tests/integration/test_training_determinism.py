@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from automonai.errors import StopRequestedError
 from automonai.imaging.checking import check_dataset
 from automonai.imaging.fingerprinting import fingerprint
 from automonai.imaging.phantom import write_phantom
+from automonai.learning import validation
 from automonai.learning.checkpoint import Checkpoint, read_checkpoint
 from automonai.learning.metering import UNMETERED, Meter, Unmetered
 from automonai.learning.training import train_run
@@ -113,6 +116,28 @@ def test_a_run_that_was_stopped_goes_on_from_its_own_checkpoint(data: StudyData,
     whole.run(4)
     assert_same(stopped.end(4), whole.end(4))
     assert result.epochs == 4
+    assert [point.epoch for point in result.curve] == [2, 4]
+
+
+def test_a_run_that_was_stopped_within_a_validation_goes_on_with_it(
+    data: StudyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped, whole = Trial(data, tmp_path), Trial(data, tmp_path)
+    stop = threading.Event()
+    predict = validation.sliding_window_logits
+
+    def predict_and_stop(*arguments: Any, **options: Any) -> np.ndarray:
+        stop.set()
+        return predict(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(validation, "sliding_window_logits", predict_and_stop)
+        with pytest.raises(StopRequestedError, match="within a validation"):
+            stopped.run(4, stop=stop)
+    assert stopped.end(4).progress.curve == ()
+    result = stopped.run(4)
+    whole.run(4)
+    assert_same(stopped.end(4), whole.end(4))
     assert [point.epoch for point in result.curve] == [2, 4]
 
 

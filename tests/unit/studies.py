@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 from automonai.controller import Controller, run_study
 from automonai.domain.configuration import Configuration
@@ -143,8 +144,8 @@ class Bench:
         }
         return FakeExecutor(store=self.store, clock=self.clock, **settings)  # type: ignore[arg-type]
 
-    def run(self, executor: FakeExecutor | None = None, journal: Journal | None = None) -> Study:
-        """Start the study or take it up, and see it through."""
+    def run(self, executor: FakeExecutor | None = None, journal: Journal | None = None, **options: Any) -> Study:
+        """Start the study or take it up, and see it through; the options are the controller's."""
         journal = journal or Journal(self.store)
         events = journal.read()
         if not events:
@@ -160,6 +161,7 @@ class Bench:
             executor=executor or self.executor(),
             memory_bytes=self.memory_bytes,
             clock=self.clock,
+            **options,
         )
         return run_study(controller)
 

@@ -27,7 +27,9 @@ from automonai.domain.events import Event, StudyStarted
 from automonai.domain.progress import runs_done_and_planned
 from automonai.domain.request import TrainRequest, request_adapter
 from automonai.domain.study import Study
-from automonai.errors import SpecError, StudyLockedError, StudyNotFoundError, UserError
+from automonai.errors import ClusterError, SpecError, StudyLockedError, StudyNotFoundError, UserError
+from automonai.execution import watcher
+from automonai.execution.cluster_api import ClusterApi
 from automonai.execution.lease import lease_name
 from automonai.parameters import StudyParameters, study_spec
 from automonai.storage import keys
@@ -337,6 +339,38 @@ def test_finish_deletes_what_still_runs_of_its_own_workflow(bench: Bench) -> Non
     assert set(bench.cluster.objects["jobs"]) == {"ended", "anothers"}
     with pytest.raises(UserError, match="AUTOMONAI_WORKFLOW_NAME"):
         cluster_steps.finish(surroundings=Surroundings(), api=bench.cluster.api())
+
+
+class OverburdenedApi(ClusterApi):
+    """Refuses the first deletions."""
+
+    refusals = 2
+
+    def delete_job(self, name: str) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise ClusterError("too many requests", status=429)
+        super().delete_job(name)
+
+
+def test_finish_and_janitor_do_not_give_up_while_the_api_is_overburdened(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "pause_seconds", lambda failures: 0.0)
+    api = bench.cluster.api()
+    api.__class__ = OverburdenedApi
+    for name in ("a", "b"):
+        put_job(bench.cluster, name, WORKFLOW)
+    assert cluster_steps.finish(surroundings=bench.here, api=api) == 2
+    put_job(bench.cluster, "c", "gone-abc")
+    api.refusals = 2
+    assert cluster_steps.delete_orphans("test", api=api) == 1
+    put_job(bench.cluster, "d", "gone-abc")
+    api.refusals = 2
+    monkeypatch.setattr(cluster_steps, "PATIENCE_SECONDS", -1.0)
+    with pytest.raises(ClusterError) as caught:
+        cluster_steps.delete_orphans("test", api=api)
+    assert caught.value.exit_code == 75
 
 
 def test_the_janitor_deletes_jobs_whose_workflow_is_over_or_gone(bench: Bench) -> None:

@@ -3,6 +3,7 @@ import json
 import pytest
 from studies import Bench, SeededSampler, make_spec, train
 
+from automonai.controller import Unwatched
 from automonai.domain.bracket import hyperband_bracket
 from automonai.domain.configuration import Configuration
 from automonai.domain.events import Event, RunDisrupted, RunFinished, RunQueued, RunStarted, SessionStarted
@@ -322,6 +323,39 @@ def test_checkpoints_that_nothing_needs_are_deleted_as_the_study_goes() -> None:
     study = bench.run(executor=bench.executor(train=train_with_checkpoint))
     kept = {key.split("/")[1] for key in bench.store.list(keys.RUNS) if "/checkpoint/" in key}
     assert kept == {member.run_id for member in study.ensemble.members}
+
+
+def test_a_successor_does_not_delete_again_what_its_predecessor_deleted() -> None:
+    asked: list[str] = []
+
+    class Store(MemoryStore):
+        def delete(self, key: str) -> None:
+            asked.append(key)
+            super().delete(key)
+
+    bench = Bench(make_spec(iterations=2), store=Store())
+    with pytest.raises(Killed):
+        bench.run(journal=DyingJournal(bench.store, at=60, before=False))
+    finished = len(Study.replay(Journal(bench.store).read()).finished)
+    assert finished > 10
+    before = len(asked)
+    study = bench.run()
+    assert len(asked) - before <= len(study.finished) - finished + 2  # those of no more than one turn were not deleted
+
+
+def test_nothing_is_written_while_another_controller_may_have_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automonai.controller.time.sleep", lambda seconds: None)
+    bench = Bench(make_spec(iterations=1))
+    events_at_ticks: list[int] = []
+
+    class Counting(Unwatched):
+        def on_tick(self, study: Study, now: float) -> None:
+            events_at_ticks.append(count_events(bench.store))
+
+    sure = iter([False, False, False])
+    study = bench.run(watch=Counting(), may_write=lambda: next(sure, True))
+    assert events_at_ticks[:3] == [2, 2, 2]  # the study's start and the session's
+    assert study.is_over
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 4])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 import yaml
 
 from automonai import api
+from automonai.domain.configuration import Configuration
 from automonai.errors import SpecError
-from automonai.execution.machine import Machine
+from automonai.execution.machine import Gpu, Machine
 from automonai.imaging.checking import CheckedDataset
 from automonai.initial_spec import initial_spec
 from automonai.learning import timing
@@ -34,10 +38,11 @@ def of_shape(checked: CheckedDataset, shape: tuple[int, int, int], *, cases: int
 @pytest.fixture(autouse=True)
 def step_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "seconds_per_step", lambda plan, execution, threads: 0.3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def proposed(checked: CheckedDataset, budget: str | None) -> StudySpec:
-    text = initial_spec(checked, path="data", machine=MACHINE, budget=budget, name=None)
+def proposed(checked: CheckedDataset, budget: str | None, *, machine: Machine = MACHINE) -> StudySpec:
+    text = initial_spec(checked, path="data", machine=machine, budget=budget, name=None)
     return parse_spec(yaml.safe_load(text), where="init")
 
 
@@ -70,3 +75,38 @@ def test_a_few_large_volumes_are_validated_seldom_and_their_validations_are_reck
     assert 20 < spec.training.validation_every_epochs <= 30  # epochs of two steps, and 60 steps are the least
     steps_alone = 4.0 * 2 * 0.3  # the cap, with the steps of an epoch alone
     assert spec.budget.max_seconds_per_epoch > 1.5 * steps_alone
+
+
+def with_gpu(gib: float) -> Machine:
+    return MACHINE.model_copy(update={"gpus": (Gpu(id="0", name="A card", memory_bytes=int(gib * 2**30)),)})
+
+
+@pytest.mark.parametrize(
+    ("gib", "max_patch_voxels", "channels"),
+    [(80, 128**3, 32), (24, 128**3, 32), (6, 128**3 // 2, 32), (3, 128**3 // 4, 32), (1, 64**3, 16), (0.1, 64**3, 8)],
+)
+def test_a_gpu_of_little_memory_gets_smaller_patches_then_fewer_channels(
+    checked: CheckedDataset, gib: float, max_patch_voxels: int, channels: int
+) -> None:
+    spec = proposed(of_shape(checked, LARGE), "1h", machine=with_gpu(gib))
+    standard = Configuration.model_validate(spec.search.standard)
+    assert (spec.training.max_patch_voxels, standard.channels) == (max_patch_voxels, channels)
+    assert standard.depth == 5
+
+
+def test_a_gpu_that_others_have_filled_is_told(checked: CheckedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(timing, "seconds_per_step", fail)
+    with pytest.raises(SpecError, match="less memory free"):
+        proposed(checked, "1h", machine=with_gpu(24))
+
+
+def test_a_gpu_that_torch_alone_sees_is_used(checked: CheckedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    slice_of_gpu = SimpleNamespace(name="NVIDIA H100 MIG 1g.10gb", total_memory=10 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: slice_of_gpu)
+    text = initial_spec(checked, path="data", machine=MACHINE, budget="1h", name=None)
+    assert "on NVIDIA H100 MIG 1g.10gb." in text
+    assert parse_spec(yaml.safe_load(text)).execution.max_parallel_runs == 1

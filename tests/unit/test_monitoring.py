@@ -52,7 +52,7 @@ def run(bench: Bench, seen: Monitoring) -> Study:
 
 def test_several_watches_are_told_of_everything_in_their_order() -> None:
     first, second = Noting(), Noting()
-    watches, study = Watches(first, second), Study(spec=make_spec(), started_at=0.0)
+    watches, study = Watches(first, second), Study(spec=make_spec(), started_at=0.0, folds=4)
     watches.on_event(SessionStarted(at=0.0, host="h", process=1), study)
     watches.on_tick(study, 2.0)
     assert first.notes == second.notes == ["session_started", "tick 2.0"]

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from studies import make_data, make_spec, train
 
 import automonai.worker
@@ -19,7 +20,8 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, Result, Run, RunState
 from automonai.domain.tally import Tally
-from automonai.errors import CorruptObjectError, NonFiniteLossError, StopRequestedError
+from automonai.errors import CorruptObjectError, DatasetError, NonFiniteLossError, StopRequestedError
+from automonai.execution.jobs import GPUS_VARIABLE
 from automonai.learning.metering import Meter
 from automonai.observability import logs
 from automonai.storage import keys
@@ -106,6 +108,8 @@ def test_a_run_that_has_its_result_is_not_trained_again(store: MemoryStore, monk
     [
         (NonFiniteLossError("loss became nan at step 3"), 65, FailureReason.NON_FINITE_LOSS),
         (MemoryError("no memory"), 66, FailureReason.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: out of memory"), 66, FailureReason.OUT_OF_MEMORY),
+        (ZeroDivisionError("division by zero"), 64, FailureReason.BAD_CONFIGURATION),
     ],
 )
 def test_a_failure_of_the_runs_own_becomes_its_result(
@@ -126,14 +130,59 @@ def test_a_stopped_run_leaves_no_result(store: MemoryStore, monkeypatch: pytest.
     assert not store.exists(keys.result(REQUEST.run_id))
 
 
-@pytest.mark.parametrize("error", [OSError("no space left on device"), CorruptObjectError("checksum differs")])
-def test_a_fault_of_the_infrastructure_is_no_result(
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no space left on device"),
+        CorruptObjectError("checksum differs"),
+        DatasetError(["/data/a.nii.gz: cannot be read: Stale file handle"]),
+        RuntimeError("CUDA error: unspecified launch failure"),
+    ],
+)
+def test_a_fault_of_the_infrastructure_is_no_result_and_the_runs_log_names_it(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     patch_training(monkeypatch, error)
     with pytest.raises(type(error)):
         serve(store)
     assert not store.exists(keys.result(REQUEST.run_id))
+    assert str(error) in store.get(keys.log(REQUEST.run_id)).decode()
+
+
+@pytest.mark.parametrize(("held", "device"), [("1", "its Job holds 1 GPU"), ("2", "its Job holds 2 GPUs")])
+def test_a_job_that_sees_none_of_its_gpus_says_so_in_its_log_and_its_result(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, held: str, device: str
+) -> None:
+    monkeypatch.setenv(GPUS_VARIABLE, held)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    patch_training(monkeypatch, None)
+    assert serve(store) == 0
+    assert Result.model_validate_json(store.get(keys.result(REQUEST.run_id))).device == f"cpu, though {device}"
+    log = store.get(keys.log(REQUEST.run_id)).decode()
+    assert "trial.runtimeClassName" in log
+    assert "driver" in log
+
+
+@pytest.mark.parametrize("held", ["0", "1", "2"])
+def test_a_job_that_uses_its_gpu_is_told_only_of_those_that_it_cannot_use(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, held: str
+) -> None:
+    monkeypatch.setenv(GPUS_VARIABLE, held)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    patch_training(monkeypatch, None)
+    serve(store)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == (["its Job holds 2 GPUs; a training uses one only"] if held == "2" else [])
+    assert Result.model_validate_json(store.get(keys.result(REQUEST.run_id))).device == train(REQUEST).device
+
+
+def test_a_served_run_gives_its_gpus_memory_back(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    patch_training(monkeypatch, None)
+    serve(store)
+    assert given_back == [True]
 
 
 def patch_main(monkeypatch: pytest.MonkeyPatch, store: MemoryStore) -> None:

@@ -61,6 +61,7 @@ http://{{ include "automonai.fullname" . }}-minio.{{ .Release.Namespace }}.svc:9
 AWS_ENDPOINT_URL_S3: {{ include "automonai.endpoint" . | quote }}
 AWS_S3_ADDRESSING_STYLE: {{ .Values.s3.addressing | quote }}
 AUTOMONAI_DATASET_CACHE_GIB: {{ .Values.cache.datasetsGiB | quote }}
+AUTOMONAI_PREPARED_CACHE_GIB: {{ .Values.cache.preparedGiB | quote }}
 {{- with .Values.s3.region }}
 AWS_REGION: {{ . | quote }}
 {{- end }}
@@ -77,6 +78,22 @@ AWS_CA_BUNDLE: /etc/automonai/ca/ca.crt
 {{- else if $shared -}}
 {{- include "automonai.fullname" . }}-cache
 {{- end -}}
+{{- end -}}
+
+{{- /*
+Where the cache's volume can be on one node only, trainings go where others are: no scheduler sees to that for a volume
+that moves from node to node. automonai.cacheAffinity (dict "root" $ "affinity" $yours "required" true)
+*/ -}}
+{{- define "automonai.cacheAffinity" -}}
+{{- $affinity := deepCopy (default (dict) .affinity) -}}
+{{- if and (include "automonai.cacheClaim" .root) (eq .root.Values.cache.accessMode "ReadWriteOnce") (not $affinity.podAffinity) -}}
+{{- $trials := dict "app.kubernetes.io/part-of" "automonai" "app.kubernetes.io/component" "trial" "app.kubernetes.io/instance" .root.Release.Name -}}
+{{- $term := dict "labelSelector" (dict "matchLabels" $trials) "topologyKey" "kubernetes.io/hostname" -}}
+{{- $rule := dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term)) -}}
+{{- if .required -}}{{- $rule = dict "requiredDuringSchedulingIgnoredDuringExecution" (list $term) -}}{{- end -}}
+{{- $_ := set $affinity "podAffinity" $rule -}}
+{{- end -}}
+{{- toJson $affinity -}}
 {{- end -}}
 
 {{- define "automonai.podSecurityContext" -}}
@@ -154,7 +171,12 @@ terminationGracePeriodSeconds: {{ .graceSeconds }}
 automountServiceAccountToken: true
 enableServiceLinks: false
 {{- include "automonai.imagePullSecrets" $root }}
-{{- include "automonai.scheduling" .values }}
+{{- $values := .values -}}
+{{- if .usesCache -}}
+{{- $affinity := include "automonai.cacheAffinity" (dict "root" $root "affinity" $values.affinity) | fromJson -}}
+{{- $values = merge (dict "affinity" $affinity) $values -}}
+{{- end -}}
+{{- include "automonai.scheduling" $values }}
 initContainers:
   - name: init
     securityContext: {{ include "automonai.argoSecurityContext" $root | fromYaml | toJson }}
@@ -177,8 +199,10 @@ containers:
       - {name: ca, mountPath: /etc/automonai/ca, readOnly: true}
       {{- end }}
 volumes:
-  {{- with include "automonai.cacheClaim" $root }}
-  - {name: cache, persistentVolumeClaim: {claimName: {{ . }}}}
+  {{- if not .usesCache }}
+  - {name: cache, emptyDir: {sizeLimit: 1Gi}}
+  {{- else if include "automonai.cacheClaim" $root }}
+  - {name: cache, persistentVolumeClaim: {claimName: {{ include "automonai.cacheClaim" $root }}}}
   {{- else }}
   - {name: cache, emptyDir: {sizeLimit: {{ $root.Values.cache.size }}}}
   {{- end }}
@@ -197,9 +221,11 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
+{{- /* automonai.stepPatch (dict "root" $ "usesCache" true): only the check reads the dataset. */ -}}
 {{- define "automonai.stepPatch" -}}
-{{- $resources := include "automonai.resources" .Values.controller.resources | fromYaml -}}
-{{- include "automonai.podPatch" (dict "root" . "values" .Values.controller "resources" $resources "graceSeconds" 60) -}}
+{{- $values := .root.Values.controller -}}
+{{- $resources := include "automonai.resources" $values.resources | fromYaml -}}
+{{- include "automonai.podPatch" (merge (dict "values" $values "resources" $resources "graceSeconds" 60) .) -}}
 {{- end -}}
 
 {{- /* For pods that train or predict without a Job; the parameter gpus of their workflow says how many GPUs. */ -}}
@@ -209,7 +235,7 @@ capabilities:
 {{- $limits := default (dict) $resources.limits -}}
 {{- $_ := set $limits $trial.gpu.resourceName "{{workflow.parameters.gpus}}" -}}
 {{- $_ := set $resources "limits" $limits -}}
-{{- include "automonai.podPatch" (dict "root" . "values" $trial "resources" $resources "graceSeconds" $trial.graceSeconds "sharedMemory" $trial.sharedMemory) -}}
+{{- include "automonai.podPatch" (dict "root" . "values" $trial "resources" $resources "graceSeconds" $trial.graceSeconds "sharedMemory" $trial.sharedMemory "usesCache" true) -}}
 {{- end -}}
 
 {{- /*
@@ -234,7 +260,8 @@ The file is text to Helm: Argo's double braces are not rendered.
   "workflowKeepSeconds" (int $root.Values.workflow.keepSeconds)
   "metricsPort" (ternary "9109" "" $root.Values.metrics.enabled)
   "metricsScraped" (toString $root.Values.metrics.enabled)
-  "stepPodPatch" (include "automonai.stepPatch" $root)
+  "stepPodPatch" (include "automonai.stepPatch" (dict "root" $root))
+  "checkPodPatch" (include "automonai.stepPatch" (dict "root" $root "usesCache" true))
   "trialPodPatch" (include "automonai.trialPatch" $root)
 -}}
 {{- $text := $root.Files.Get (index . 1) -}}

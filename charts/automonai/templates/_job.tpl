@@ -30,7 +30,7 @@ cache_size: {{ .Values.cache.size | quote }}
 {{- end }}
 node_selector: {{ toJson $trial.nodeSelector }}
 tolerations: {{ toJson $trial.tolerations }}
-affinity: {{ toJson $trial.affinity }}
+affinity: {{ include "automonai.cacheAffinity" (dict "root" . "affinity" $trial.affinity "required" true) }}
 {{- with $trial.priorityClassName }}
 priority_class: {{ . }}
 {{- end }}

@@ -206,6 +206,7 @@ def test_a_refused_installation_says_what_to_do(arguments: list[str], apis: list
 def test_the_notes_name_the_datas_volume_and_end_with_the_next_command() -> None:
     notes = (CHART / "templates" / "NOTES.txt").read_text()
     assert "delete pvc data-" in notes
+    assert "automonai workflow submit study.yaml" in notes
     assert notes.rstrip().splitlines()[-1].lstrip().startswith("argo submit")
 
 

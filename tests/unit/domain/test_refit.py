@@ -1,7 +1,7 @@
 import pytest
 from studies import Bench, make_spec, train
 
-from automonai.domain.events import RefitChosen
+from automonai.domain.events import RefitChosen, StudyStarted
 from automonai.domain.refit import refit_deadline_seconds
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import Result
@@ -16,11 +16,13 @@ def searched(
     parallel: int = 1,
     second: float = 0.0,
     seconds: dict[int, float] | None = None,
+    folds: int = 4,
     **budget: object,
 ) -> Study:
     """Return a study whose search is over; trial 1 is worse than trial 0 by `second`, all take 1 s or `seconds`."""
     spec = make_spec(parallel=parallel, **budget)
     bench = Bench(spec.model_copy(update={"refit": refit or RefitSpec()}))
+    Journal(bench.store).append(StudyStarted(at=bench.clock(), spec=bench.spec, folds=folds))
 
     def score(request: TrainRequest) -> Result:
         result = train(request)
@@ -34,6 +36,14 @@ def searched(
 def test_without_a_time_budget_the_winner_is_trained_on_every_fold_at_the_largest_budget() -> None:
     study = searched(iterations=1, second=0.001)
     assert [(run.trial, run.fold, run.budget_epochs) for run in study.refit.runs] == [(0, k, 9) for k in range(4)]
+
+
+@pytest.mark.parametrize("folds", [3, 5])
+@pytest.mark.parametrize("budget", [{"iterations": 1}, {"time": 6000, "refit_share": 0.6}])
+def test_a_division_from_a_file_is_trained_on_its_own_folds(folds: int, budget: dict[str, float]) -> None:
+    study = searched(folds=folds, second=0.2, **budget)
+    assert study.spec.split.folds == 4
+    assert [run.fold for run in study.refit.runs] == list(range(folds))
 
 
 def test_close_configurations_meet_on_the_same_folds() -> None:
@@ -78,6 +88,7 @@ def test_a_further_configuration_that_would_be_trained_too_little_is_left_out() 
     study = searched(seconds={1: 20.0}, time=600, refit_share=0.6, second=0.006)
     assert {run.trial for run in study.refit.runs} == {0}
     assert len(study.refit.runs) > 1
+    assert sum(run.budget_epochs for run in study.refit.runs) > 0.9 * 0.6 * 600, "the others get its share of the time"
 
 
 def test_the_deadline_of_a_refit_is_its_part_of_the_time_that_is_left() -> None:

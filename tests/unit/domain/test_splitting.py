@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from automonai.domain.splitting import make_split, read_split
+from automonai.domain.splitting import make_split, parse_split
 from automonai.errors import SpecError
 
 IDS = [f"case_{number:03d}" for number in range(20)]
@@ -57,41 +57,34 @@ def test_ids_that_come_twice_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dump"), [("s.json", lambda d: json.dumps(d, indent="\t")), ("s.yaml", yaml.safe_dump)]
+    ("where", "dump"), [("s.json", lambda d: json.dumps(d, indent="\t")), ("s3://b/s.yaml", yaml.safe_dump)]
 )
-def test_a_users_split_is_read_from_json_or_yaml(tmp_path: Path, name: str, dump: object) -> None:
+def test_a_users_split_is_read_from_json_or_yaml(where: str, dump: Callable[[object], str]) -> None:
     document = {"test": IDS[:2], "folds": [IDS[2:10], IDS[10:]]}
-    (tmp_path / name).write_text(dump(document))  # type: ignore[operator]
-    split = read_split(tmp_path / name, IDS)
+    split = parse_split(dump(document).encode(), IDS, where=where)
     assert split.test == tuple(IDS[:2])
     assert split.folds == (tuple(IDS[2:10]), tuple(IDS[10:]))
 
 
-def test_a_users_split_may_leave_out_the_test_set(tmp_path: Path) -> None:
-    (tmp_path / "s.yaml").write_text("folds: [[a], [b]]")
-    assert read_split(tmp_path / "s.yaml", ["a", "b"]).test == ()
+def test_a_users_split_may_leave_out_the_test_set() -> None:
+    assert parse_split(b"folds: [[a], [b]]", ["a", "b"], where="s.yaml").test == ()
 
 
-def test_unknown_repeated_and_missing_ids_are_all_named(tmp_path: Path) -> None:
-    (tmp_path / "s.yaml").write_text("test: [a]\nfolds: [[a, b], [x]]")
+def test_unknown_repeated_and_missing_ids_are_all_named() -> None:
     with pytest.raises(SpecError) as caught:
-        read_split(tmp_path / "s.yaml", ["a", "b", "c"])
+        parse_split(b"test: [a]\nfolds: [[a, b], [x]]", ["a", "b", "c"], where="s.yaml")
     for part in ("unknown case: x", "listed more than once: a", "missing from the split: c"):
         assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "folds: 3", "folds: [[a]]", "folds: [[a], []]", "folds: [[1], [2]]", "fold: [[a], [b]]", "{", "test: a"],
+    "content",
+    [
+        *(b"", b"[]", b"folds: 3", b"folds: [[a]]", b"folds: [[a], []]", b"folds: [[1], [2]]", b"fold: [[a], [b]]"),
+        *(b"{", b"test: a", b"\xff{"),
+    ],
 )
-def test_a_split_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "s.yaml").write_text(text)
-    with pytest.raises(SpecError, match=r"s\.yaml"):
-        read_split(tmp_path / "s.yaml", ["a", "b"])
-
-
-def test_a_split_file_that_is_missing_or_not_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "s.json").write_bytes(b"\xff{")
-    for name in ("s.json", "none.json"):
-        with pytest.raises(SpecError, match=name):
-            read_split(tmp_path / name, ["a"])
+@pytest.mark.parametrize("where", ["s.yaml", "s.json"])
+def test_a_split_of_another_form_is_refused(content: bytes, where: str) -> None:
+    with pytest.raises(SpecError, match=where):
+        parse_split(content, ["a", "b"], where=where)

@@ -140,15 +140,21 @@ def test_a_lease_that_another_took_is_lost_and_not_given_back(cluster: FakeClust
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_api_that_is_away_for_a_while_does_not_lose_a_lease(cluster: FakeCluster) -> None:
+def test_an_api_that_is_away_for_a_while_does_not_lose_a_lease(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "SURE_SECONDS", 0.15)
     with leased(cluster.api(), "brain", identity="first") as lease:
+        assert lease.is_sure()
         cluster.stop()
         time.sleep(0.2)
         assert not lease.is_lost()
+        assert not lease.is_sure(), "another controller may take it while only this one does not reach the API"
         cluster.start()
         before = cluster.count("PUT", "leases")
         until(lambda: cluster.count("PUT", "leases") > before)
         assert not lease.is_lost()
+        until(lease.is_sure)
 
 
 @pytest.mark.usefixtures("quick")

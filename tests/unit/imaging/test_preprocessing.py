@@ -138,16 +138,22 @@ def test_large_structures_are_sampled_and_small_ones_are_complete() -> None:
 def test_an_image_to_predict_is_cropped_to_its_content() -> None:
     voxels = np.full((1, 20, 20, 20), 7, np.int16)
     voxels[0, 4:9, 5:11, 6:13] = np.random.default_rng(0).integers(50, 99, (5, 6, 7))
-    prepared = prepare_image(volume(voxels), spacing_mm=None, crop=Crop.NONZERO)
+    prepared = prepare_image("head", volume(voxels), spacing_mm=None, crop=Crop.NONZERO)
     assert prepared.image.shape == (1, 5, 6, 7)
     assert prepared.placement.box_start == (4, 5, 6)
     assert prepared.background == (7.0,)
-    assert prepare_image(volume(voxels), spacing_mm=None, crop=Crop.NONE).image.shape == voxels.shape
+    assert prepare_image("head", volume(voxels), spacing_mm=None, crop=Crop.NONE).image.shape == voxels.shape
 
 
 def test_an_image_to_predict_must_be_finite() -> None:
-    with pytest.raises(DatasetError, match="NaN or infinite"):
-        prepare_image(volume(np.full((1, 4, 4, 4), np.nan, np.float32)), spacing_mm=None, crop=Crop.NONE)
+    with pytest.raises(DatasetError, match="head: has voxels that are NaN or infinite"):
+        prepare_image("head", volume(np.full((1, 4, 4, 4), np.nan, np.float32)), spacing_mm=None, crop=Crop.NONE)
+
+
+def test_an_image_that_would_become_too_large_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocessing, "MAX_VOXELS", 100)
+    with pytest.raises(DatasetError, match="head: resampling"):
+        prepare_image("head", volume(np.zeros((1, 4, 4, 4), np.float32)), spacing_mm=(0.5, 1, 1), crop=Crop.NONE)
 
 
 def facts(values: np.ndarray) -> ChannelFacts:
@@ -186,7 +192,7 @@ def test_a_constant_channel_stays_finite(kind: Normalisation) -> None:
 
 def test_resampling_keeps_a_ramp_and_both_grids_cover_the_same_extent() -> None:
     ramp = np.broadcast_to(np.arange(12, dtype=np.float32)[:, None, None], (12, 6, 6))[None]
-    prepared = prepare_image(volume(ramp, (1, 1, 2)), spacing_mm=(2, 1, 1), crop=Crop.NONE)
+    prepared = prepare_image("head", volume(ramp, (1, 1, 2)), spacing_mm=(2, 1, 1), crop=Crop.NONE)
     assert prepared.image.shape == (1, 6, 6, 12)
     assert prepared.image[0, :, 0, 0] == pytest.approx(np.arange(6) * 2 + 0.5)
 

@@ -191,6 +191,55 @@ def test_bfloat16_convolutions_give_float32_logits_near_the_exact_ones() -> None
     np.testing.assert_allclose(rounded, exact, atol=0.05)
 
 
+class OnSmallGpu(torch.nn.Module):
+    """A network whose GPU has room for so many windows at once."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.network = network()
+        self.seen: list[int] = []
+
+    def forward(self, image_BCXYZ: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(image_BCXYZ))
+        if len(image_BCXYZ) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        logits_BKXYZ: torch.Tensor = self.network(image_BCXYZ)
+        return logits_BKXYZ
+
+
+def test_a_gpu_that_is_too_small_for_a_batch_gets_half_of_it_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    raw, small = image((8, 15, 11)), OnSmallGpu(2)
+    found, expected = (
+        sliding_window_logits(
+            model, raw, plan=plan(), statistics=[FACTS, FACTS], device=CPU, batch_windows=batch_windows
+        )
+        for model, batch_windows in ((small, 8), (network(), 2))
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert small.seen == [8, 4] + [2] * 10  # 4 times 5 windows
+    assert emptied == [True, True]
+
+
+def test_a_gpu_that_is_too_small_for_one_window_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        sliding_window_logits(
+            OnSmallGpu(0), image((8, 15, 11)), plan=plan(), statistics=[FACTS, FACTS], device=CPU, batch_windows=8
+        )
+
+
+@pytest.mark.parametrize(("size_bytes", "device"), [(35, "cuda"), (36, "cpu")])
+def test_sums_above_a_quarter_of_a_gpus_free_memory_are_held_by_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, size_bytes: int, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 60)  # of which 40 wait for a tensor
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 20)
+    assert inference._device_of_sums(size_bytes, torch.device("cuda")).type == device
+
+
 def test_prediction_leaves_gradients_switched_on_between_the_slabs() -> None:
     slabs = logit_slabs(
         [network()],

@@ -174,6 +174,37 @@ def test_a_stop_commits_before_it_leaves() -> None:
     assert run.commits == [0]
 
 
+def test_a_run_stopped_within_a_validation_goes_on_with_it_and_ends_as_if_never_stopped() -> None:
+    class Stopped(Run):
+        def validate(self, network: nn.Module) -> Validation:
+            raise StopRequestedError("stopped within a validation")
+
+    trainer, whole = tiny_trainer(), Run(tiny_trainer())
+    stopped, resumed = Stopped(trainer), Run(trainer)
+    whole.go()
+    with pytest.raises(StopRequestedError):
+        stopped.go()
+    assert (stopped.commits, len(stopped.rates), trainer.progress.curve) == ([8], 8, ())
+    resumed.go()
+    assert (resumed.commits, len(resumed.rates)) == ([8, 16], 8)
+    states = [run.trainer.progress.model_dump(exclude={"seconds", "curve"}) for run in (whole, resumed)]
+    assert states[0] == states[1]
+    points = [
+        [point.model_dump(exclude={"seconds"}) for point in run.trainer.progress.curve] for run in (whole, resumed)
+    ]
+    assert points[0] == points[1]
+
+
+def test_a_refit_whose_new_deadline_leaves_time_trains_on_where_its_last_validation_was_stopped() -> None:
+    run = Run(tiny_trainer())
+    run.trainer.progress = run.trainer.progress.model_copy(
+        update={"step": 6, "epoch_loss_sum": 1.0, "validation_due": True}
+    )
+    run.go(decay=True)
+    assert (run.commits, len(run.rates)) == ([8, 16], 10)
+    assert not run.trainer.progress.validation_due
+
+
 def test_a_non_finite_loss_leaves_the_weights_as_they_were() -> None:
     trainer = tiny_trainer(loss_of=lambda logits, label: logits.sum() * float("nan"))
     before = [weight.clone() for weight in trainer.network.parameters()]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from automonai.errors import BadRequestError
-from automonai.learning.precision import Precision, choose_device, choose_precision
+from automonai.learning.precision import Precision, choose_device, choose_precision, refusal
 from automonai.spec import ExecutionSpec
 
 CPU = torch.device("cpu")
@@ -25,6 +25,13 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_device(ExecutionSpec()) == CPU
     with pytest.raises(BadRequestError, match="no GPU"):
         choose_device(ExecutionSpec(device="cuda"))
+
+
+def test_a_refusal_names_the_field_and_without_one_there_is_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert refusal(ExecutionSpec(device="cpu", precision="bfloat16")) is None
+    assert str(refusal(ExecutionSpec(device="cuda"))).startswith("execution.device is cuda")
+    assert str(refusal(ExecutionSpec(precision="float16"))).startswith("execution.precision is float16")
 
 
 def test_convolutions_run_in_the_chosen_type() -> None:

@@ -152,13 +152,44 @@ def test_bad_images_are_all_named_after_the_good_ones_are_written(tmp_path: Path
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(b"no image")
     two_channels = write(tmp_path / "two.nii.gz", np.stack([ball(), ball()], axis=-1))
+    endless = write(tmp_path / "endless.nii.gz", np.where(ball() > 9, np.inf, ball()).astype(np.float32))
     good = write(tmp_path / "zgood.nii.gz", ball())
     with pytest.raises(DatasetError) as caught:
-        predict([Case(id="broken", images=(str(broken),)), two_channels, good], tmp_path / "out")
-    assert len(caught.value.problems) == 2
+        predict([Case(id="broken", images=(str(broken),)), two_channels, endless, good], tmp_path / "out")
+    assert len(caught.value.problems) == 3
     assert "broken.nii.gz" in caught.value.problems[0]
     assert "two: has 2 channels" in caught.value.problems[1]
+    assert caught.value.problems[2] == "endless: has voxels that are NaN or infinite"
     assert [path.name for path in (tmp_path / "out").glob("*.nii*")] == ["zgood.nii.gz"]
+
+
+def test_an_image_too_large_for_the_memory_is_named_and_the_others_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnSmallGpu(Threshold):
+        def forward(self, image_BCXYZ: torch.Tensor) -> torch.Tensor:
+            if image_BCXYZ.max() > 50:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(image_BCXYZ)
+
+    monkeypatch.setattr(predicting, "read_member", lambda _store, _key, _folder: (plan(), OnSmallGpu(4.5, 7.5)))
+    images = [write(tmp_path / "large.nii.gz", 100 * ball()), write(tmp_path / "small.nii.gz", ball())]
+    with pytest.raises(DatasetError) as caught:
+        predict(images, tmp_path / "out")
+    assert caught.value.problems == ("large: needs more memory than there is here: CUDA out of memory",)
+    assert [path.name for path in (tmp_path / "out").glob("*.nii*")] == ["small.nii.gz"]
+
+
+def test_another_fault_of_the_network_is_no_problem_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Threshold):
+        def forward(self, image_BCXYZ: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(predicting, "read_member", lambda _store, _key, _folder: (plan(), Broken(4.5, 7.5)))
+    with pytest.raises(RuntimeError, match="launch failure"):
+        predict([write(tmp_path / "head.nii.gz", ball())], tmp_path / "out")
 
 
 def test_two_images_of_one_name_are_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -195,7 +226,7 @@ def test_members_of_different_spacing_and_crop_are_mixed_on_the_images_grid(tmp_
         LoadedMember(plan(spacing_mm=(1.0, 1.0, 1.0)), Threshold(4.5, 7.5)),
     ]
     mixtures = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.25, 0.25, 0.5]])
-    slabs = list(probability_slabs(members, volume, mixtures=mixtures, precision=FLOAT32))
+    slabs = list(probability_slabs(members, volume, case_id="head", mixtures=mixtures, precision=FLOAT32))
     whole = np.concatenate([probabilities for _, probabilities in slabs], axis=2)
     assert whole.shape == (4, 3, 20, 14, 11)
     np.testing.assert_allclose(whole.sum(axis=1), 1, atol=1e-5)
@@ -209,7 +240,7 @@ def test_weights_decide_between_members(tmp_path: Path) -> None:
     volume = read_image([Path(write(tmp_path / "head.nii.gz", ball()).images[0])])
     members = [LoadedMember(plan(), Threshold(4.5, 7.5)), LoadedMember(plan(), Threshold(50, 50))]
     found = [
-        predict_label(members, volume, weights=np.array([weights]), precision=FLOAT32).any()
+        predict_label(members, volume, case_id="head", weights=np.array([weights]), precision=FLOAT32).any()
         for weights in ((1.0, 0.0), (0.0, 1.0))
     ]
     assert found == [True, False]

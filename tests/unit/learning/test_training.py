@@ -32,6 +32,7 @@ REQUEST = TrainRequest(run=Run(trial=0, budget_epochs=1), configuration=Configur
         (torch.OutOfMemoryError("CUDA out of memory"), FailureReason.OUT_OF_MEMORY),
         (MemoryError(), FailureReason.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), FailureReason.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), FailureReason.OUT_OF_MEMORY),
         (ZeroDivisionError("x"), FailureReason.BAD_CONFIGURATION),
     ],
 )

@@ -1,19 +1,92 @@
 from __future__ import annotations
 
+import threading
+import tracemalloc
+
 import numpy as np
+import pytest
+import torch
 from tinytraining import tiny_plan
 
-from automonai.learning.validation import class_dice, window_count
+from automonai.errors import StopRequestedError
+from automonai.imaging.preprocessing import Placement, PreparedCase
+from automonai.learning import validation
+from automonai.learning.precision import Precision
+from automonai.learning.validation import class_dice, score_volume, validate, window_count
+
+SHAPE = (8, 8, 8)
+CASE = PreparedCase(
+    id="a",
+    image=np.zeros((1, *SHAPE), np.float32),
+    label=np.zeros(SHAPE, np.uint8),
+    statistics=(),
+    foreground={},
+    spacing_mm=(1.0, 1.0, 1.0),
+    placement=Placement(shape_voxels=SHAPE, box_start=(0, 0, 0), box_shape=SHAPE, prepared_shape=SHAPE),
+    background=None,
+)
+
+
+def mean_logit(logits_BKXYZ: torch.Tensor, label_BXYZ: torch.Tensor) -> torch.Tensor:
+    return logits_BKXYZ.mean()
+
+
+def dice(label: list[int], prediction: list[int], classes: int) -> list[float | None]:
+    logits_KXYZ = np.eye(classes, dtype=np.float32)[prediction].T.reshape(classes, 1, 1, -1)
+    _, counts_KK = score_volume(logits_KXYZ, np.array([[label]], np.uint8), mean_logit)
+    return class_dice(counts_KK)
 
 
 def test_dice_of_each_class_by_hand_and_none_for_an_absent_one() -> None:
-    label = np.array([[[0, 1, 1, 2]]], np.uint8)
-    prediction = np.array([[[1, 1, 0, 2]]])
-    assert class_dice(prediction, label, 4) == [0.5, 1.0, None]
+    assert dice([0, 1, 1, 2], [1, 1, 0, 2], 4) == [0.5, 1.0, None]
 
 
 def test_a_class_that_is_only_predicted_scores_zero() -> None:
-    assert class_dice(np.ones((1, 1, 2), int), np.zeros((1, 1, 2), np.uint8), 2) == [0.0]
+    assert dice([0, 0], [1, 1], 2) == [0.0]
+
+
+def test_a_volume_scored_in_slabs_is_scored_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_SLAB_VOXELS", 2 * 7 * 6)
+    generator = np.random.default_rng(0)
+    logits_KXYZ = generator.integers(-2, 3, (3, 9, 7, 6)).astype(np.float32)  # few values, so that many are equal
+    label_XYZ = generator.integers(0, 3, (9, 7, 6)).astype(np.uint8)
+    loss, counts_KK = score_volume(logits_KXYZ, label_XYZ, mean_logit)
+    expected = np.zeros((3, 3), np.int64)
+    np.add.at(expected, (label_XYZ, logits_KXYZ.argmax(axis=0)), 1)
+    np.testing.assert_array_equal(counts_KK, expected)
+    assert loss == pytest.approx(float(logits_KXYZ.mean()))
+
+
+def test_scoring_a_volume_takes_the_memory_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_SLAB_VOXELS", 2 * 32 * 32)
+    logits_KXYZ, label_XYZ = np.zeros((3, 64, 32, 32), np.float32), np.zeros((64, 32, 32), np.uint8)
+    tracemalloc.start()
+    score_volume(logits_KXYZ, label_XYZ, mean_logit)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < logits_KXYZ.nbytes / 8
+
+
+def test_a_stop_leaves_before_the_next_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    predicted: list[np.ndarray] = []
+
+    def predict(_network: torch.nn.Module, image: np.ndarray, **_: object) -> np.ndarray:
+        predicted.append(image)
+        stop.set()
+        return np.zeros((2, *SHAPE), np.float32)
+
+    monkeypatch.setattr(validation, "sliding_window_logits", predict)
+    with pytest.raises(StopRequestedError):
+        validate(
+            torch.nn.Identity(),
+            [CASE, CASE],
+            plan=tiny_plan(),
+            precision=Precision(torch.device("cpu"), torch.float32),
+            loss_of=mean_logit,
+            stop=stop,
+        )
+    assert len(predicted) == 1
 
 
 def test_windows_overlap_by_half() -> None:

@@ -67,10 +67,21 @@ def test_only_the_steps_that_touch_jobs_run_as_the_controller(study: Template) -
     }
 
 
-def test_a_search_is_repeated_after_a_disruption_only(study: Template) -> None:
-    retry = steps(study)["search"]["retryStrategy"]
+@pytest.mark.parametrize(
+    ("name", "codes"),
+    [
+        ("check", "[-1, 137, 143]"),
+        ("search", "[-1, 75, 137, 143]"),
+        ("report", "[-1, 75, 137, 143]"),
+        ("finish", "[-1, 75, 137, 143]"),
+    ],
+)
+def test_a_step_is_repeated_after_a_disruption_and_after_the_check_when_a_service_was_away(
+    study: Template, name: str, codes: str
+) -> None:
+    retry = steps(study)[name]["retryStrategy"]
     assert retry["retryPolicy"] == "Always"
-    assert retry["expression"] == "lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in [137, 143]"
+    assert retry["expression"] == f"lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in {codes}"
 
 
 def test_one_study_has_one_workflow_at_a_time(study: Template) -> None:

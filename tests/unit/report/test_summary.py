@@ -4,7 +4,8 @@ import pytest
 
 from automonai.domain.run import FailureReason
 from automonai.domain.study import Phase, Study
-from automonai.report.summary import Summary, summarise
+from automonai.report.summarising import summarise
+from automonai.report.summary import Summary
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from automonai.errors import UserError
 from automonai.storage.local import LocalStore
-from automonai.storage.opening import join_location, open_store, place_on_this_machine
+from automonai.storage.opening import join_location, open_store, place_on_this_machine, user_cache_folder
 
 
 def test_a_path_opens_a_folder(tmp_path: Path) -> None:
@@ -40,6 +40,15 @@ def test_an_s3_location_that_became_a_path_is_refused() -> None:
 )
 def test_a_studys_location_is_its_name_below_the_store(store: str, joined: str) -> None:
     assert join_location(store, "test") == joined
+
+
+@pytest.mark.parametrize(
+    ("variable", "folder"), [("XDG_CACHE_HOME", "here/automonai"), ("HOME", "here/.cache/automonai")]
+)
+def test_the_cache_is_where_the_system_has_it(variable: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, "here")
+    assert user_cache_folder() == Path(folder)
 
 
 def test_a_study_in_a_bucket_has_its_own_folder_in_the_users_cache(

@@ -1,0 +1,137 @@
+"""Keeps the cache of prepared cases within its bound: what was used longest ago goes, never what a process uses.
+
+Each process notes what it uses in a file of its own, whose lock it holds until it ends: one descriptor however many
+cases there are. A file whose lock is free is a dead process's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from automonai.storage.opening import gib_from_environment
+
+logger = logging.getLogger(__name__)
+
+LIMIT_VARIABLE = "AUTOMONAI_PREPARED_CACHE_GIB"
+"""Names what all prepared cases of a folder may take; where it is not set there is no bound."""
+_USERS, _LOCK, _EVICTED = "users", "room.lock", ".evicted-"
+
+
+@dataclass
+class _Note:
+    """This process's list of what it uses of a folder."""
+
+    descriptor: int
+    names: set[str] = field(default_factory=set)
+
+
+_notes: dict[tuple[int, Path], _Note] = {}
+"""By process, as a fork inherits descriptors and locks, and cache folder."""
+
+
+def note_use(entry: Path) -> None:
+    """Keep an entry, a folder, from being evicted until this process ends, and count it as used now.
+
+    Raises:
+        FileNotFoundError: If it is not there any more.
+    """
+    note = _note(entry.parent)
+    if entry.name not in note.names:
+        os.write(note.descriptor, f"{entry.name}\n".encode())
+        note.names.add(entry.name)
+    os.utime(entry)
+
+
+def make_room(cache_folder: Path, needed_bytes: int, *, limit_bytes: int | None = None) -> None:
+    """Evict entries until one more of that size fits under the bound; if too many are in use, go on all the same.
+
+    Args:
+        cache_folder: Whose folders are the entries; those whose names begin with a dot are not finished.
+        needed_bytes: Of the entry that is about to be written.
+        limit_bytes: None: what LIMIT_VARIABLE says.
+
+    Raises:
+        UserError: If that is no positive number.
+    """
+    limit = gib_from_environment(LIMIT_VARIABLE) if limit_bytes is None else limit_bytes
+    if limit is None or not cache_folder.is_dir():
+        return
+    with _exclusively(cache_folder / _LOCK):
+        for remains in cache_folder.glob(f"{_EVICTED}*"):
+            shutil.rmtree(remains, ignore_errors=True)
+        sizes = {entry: _size(entry) for entry in _entries(cache_folder)}
+        excess = sum(sizes.values()) + needed_bytes - limit
+        if excess <= 0:
+            return
+        used = _in_use(cache_folder / _USERS)
+        for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
+            if excess > 0 and entry.name not in used:
+                _evict(entry)
+                excess -= sizes[entry]
+    if excess > 0:
+        logger.warning(
+            "%s: %s is exceeded by %.2f GiB: runs use what is there", cache_folder, LIMIT_VARIABLE, excess / 2**30
+        )
+
+
+def _entries(cache_folder: Path) -> Iterator[Path]:
+    """Yield the finished entries; they are the folders that have a `case.json`."""
+    return (
+        folder
+        for folder in cache_folder.iterdir()
+        if not folder.name.startswith(".") and (folder / "case.json").is_file()
+    )
+
+
+def _size(entry: Path) -> int:
+    return sum(file.stat().st_size for file in entry.iterdir())
+
+
+def _evict(entry: Path) -> None:
+    remains = entry.with_name(f"{_EVICTED}{entry.name}-{uuid.uuid4().hex[:8]}")
+    entry.rename(remains)  # at once for all who look, however long the deletion takes
+    shutil.rmtree(remains, ignore_errors=True)
+    logger.debug("evicted %s", entry)
+
+
+def _note(cache_folder: Path) -> _Note:
+    owner = (os.getpid(), cache_folder)
+    if owner not in _notes:
+        users = cache_folder / _USERS
+        users.mkdir(parents=True, exist_ok=True)
+        with _exclusively(cache_folder / _LOCK):  # nobody may take the note for a dead process's before it is locked
+            descriptor = os.open(users / uuid.uuid4().hex, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _notes[owner] = _Note(descriptor)
+    return _notes[owner]
+
+
+def _in_use(users: Path) -> set[str]:
+    """Return the names of the entries that living processes use; forget the dead ones."""
+    names: set[str] = set()
+    for note in users.glob("*"):
+        descriptor = os.open(note, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            note.unlink()
+        except BlockingIOError:
+            names |= set(note.read_text(encoding="ascii").split())
+        finally:
+            os.close(descriptor)
+    return names
+
+
+@contextmanager
+def _exclusively(lock: Path) -> Iterator[None]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

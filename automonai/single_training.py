@@ -1,0 +1,104 @@
+"""One training without a search: its folder holds it alone, and asking for it again goes on with it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from automonai.domain.configuration import Configuration
+from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, TrainRequest
+from automonai.domain.run import Result, RunState
+from automonai.errors import SpecError
+from automonai.preparing import prepare_data
+from automonai.spec import SplitSpec, TrainingSpec, explain
+from automonai.storage import keys
+from automonai.storage.opening import is_remote, open_store
+from automonai.storage.store import Store
+from automonai.worker import serve
+
+
+def read_configuration(path: Path) -> Configuration:
+    """Return the configuration of a YAML or JSON file; what it does not name keeps the standard's value.
+
+    Raises:
+        SpecError: If it cannot be read, or naming each hyperparameter that is wrong.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Configuration.model_validate(document if document is not None else {})
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: is neither YAML nor JSON: {error}") from error
+    except ValidationError as error:
+        raise SpecError(f"{path}: {explain(error)}") from error
+
+
+def train_alone(
+    request: TrainRequest,
+    dataset: str | Path,
+    *,
+    split: SplitSpec,
+    output: str | Path,
+    cache_folder: Path,
+    stop: threading.Event,
+) -> Result:
+    """Train, or go on with what an interruption left, and make the network one that `predict` takes.
+
+    What is complete is not trained again; what FAILED is.
+
+    Raises:
+        UserError: If the dataset is faulty, or the output holds another training or a study.
+        StopRequestedError: If `stop` was set; the checkpoint is committed.
+    """
+    store, run_id = open_store(output), request.run_id
+    _refuse_another(store, request, dataset, seed=split.seed, output=output)
+    if not store.exists(keys.DATA):
+        data = prepare_data(dataset, split=split, training=TrainingSpec(), cache_folder=cache_folder)
+        store.put(keys.DATA, data.model_dump_json(indent=1).encode())
+    answer = keys.result(run_id)
+    if store.exists(answer) and Result.model_validate_json(store.get(answer)).state is RunState.FAILED:
+        store.delete(answer)
+    store.put(keys.request(run_id), request.model_dump_json().encode())
+    serve(run_id, store=store, cache_folder=cache_folder, stop=stop)
+    result = Result.model_validate_json(store.get(answer))
+    if result.checkpoint is not None:
+        member = EnsembleMember(
+            run_id=run_id, trial=request.run.trial, fold=request.run.fold, weight=1.0, checkpoint=result.checkpoint
+        )
+        store.put(keys.ENSEMBLE, EnsembleResult(members=(member,)).model_dump_json().encode())
+    return result
+
+
+def _refuse_another(store: Store, request: TrainRequest, dataset: str | Path, *, seed: int, output: str | Path) -> None:
+    """Refuse an output that holds anything but this training, of whichever folds."""
+    if any(True for _ in store.list(keys.JOURNAL)):
+        raise SpecError(f"{output}: holds a study; name another folder for a single training")
+    differences: dict[str, tuple[object, object]] = {}
+    if store.exists(keys.DATA):
+        data = StudyData.model_validate_json(store.get(keys.DATA))
+        differences |= _differences({"dataset": _place(data.dataset.root)}, {"dataset": _place(dataset)})
+        differences |= _differences({"seed": data.split.seed}, {"seed": seed})
+    for key in store.list(keys.RUNS):
+        if key.endswith("/request.json"):
+            held = TrainRequest.model_validate_json(store.get(key))
+            differences |= _differences(_settings(held), _settings(request))
+    if differences:
+        words = "; ".join(f"{name}: {before}, now {now}" for name, (before, now) in differences.items())
+        raise SpecError(f"{output}: holds another training ({words}); name another folder, or ask for the same again")
+
+
+def _differences(before: dict[str, object], now: dict[str, object]) -> dict[str, tuple[object, object]]:
+    return {name: (before[name], now[name]) for name in before if before[name] != now[name]}
+
+
+def _settings(request: TrainRequest) -> dict[str, object]:
+    return {"epochs": request.run.budget_epochs, **request.configuration.model_dump(mode="json")}
+
+
+def _place(dataset: str | Path) -> str:
+    """Return where a dataset lies, in words that a user's and a study's own can be compared by: without a pin."""
+    return str(dataset).partition("#")[0].rstrip("/") if is_remote(dataset) else str(Path(dataset).resolve())

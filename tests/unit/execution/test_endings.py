@@ -1,0 +1,58 @@
+"""Why a run is lost, from what the API says of its Job and pod alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from automonai.domain.run import LossCause
+from automonai.execution.cluster_objects import Job, Pod
+from automonai.execution.endings import Limits, Sighting, loss_of, take_note
+
+LIMITS = Limits(max_disruptions=2, pending_seconds=60, image_seconds=20)
+FAILED_JOB = {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}
+
+
+def sighting(pod_status: dict[str, Any], *, job_status: dict[str, Any] | None = None) -> Sighting:
+    """Return a Job of one pod as it is first seen, at time 0."""
+    metadata = {"name": "run", "uid": "1", "resourceVersion": "1"}
+    seen = Sighting(
+        job=Job.model_validate({"metadata": metadata, "spec": {}, "status": job_status or {}}),
+        pods={"1": Pod.model_validate({"metadata": metadata, "status": pod_status})},
+    )
+    take_note(seen, 0.0)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "cause", "words"),
+    [
+        (
+            "UnexpectedAdmissionError",
+            "requested number of devices unavailable for nvidia.com/gpu",
+            LossCause.UNSCHEDULABLE,
+            "refused its pod: UnexpectedAdmissionError: requested number of devices unavailable for nvidia.com/gpu",
+        ),
+        (
+            "Evicted",
+            'Usage of EmptyDir volume "cache" exceeds the limit "20Gi".',
+            LossCause.DISRUPTION,
+            'disrupted once by Evicted (Usage of EmptyDir volume "cache" exceeds the limit',
+        ),
+    ],
+)
+def test_what_the_nodes_kubelet_says_of_a_pod_is_told(reason: str, message: str, cause: LossCause, words: str) -> None:
+    status = {"phase": "Failed", "reason": reason, "message": message}
+    loss = loss_of(sighting(status, job_status=FAILED_JOB), LIMITS, 1.0)
+    assert loss is not None
+    assert loss.cause is cause
+    assert words in loss.why
+
+
+def test_a_pod_that_cannot_start_on_its_node_is_not_said_to_have_none() -> None:
+    seen = sighting({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]})
+    assert loss_of(seen, LIMITS, 59.0) is None
+    loss = loss_of(seen, LIMITS, 61.0)
+    assert loss is not None
+    assert loss.why.startswith("its pod has a node, but for 60 s no container")

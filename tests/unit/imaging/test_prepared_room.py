@@ -1,0 +1,75 @@
+"""The bound of the cache of prepared cases: who goes first, and who stays whatever the bound."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from automonai.imaging.prepared_room import LIMIT_VARIABLE, make_room, note_use
+
+
+def entry(folder: Path, name: str, *, size: int = 100, used_at: float = 0.0) -> Path:
+    made = folder / name
+    made.mkdir(parents=True)
+    (made / "case.json").write_bytes(b"")
+    (made / "image.npy").write_bytes(bytes(size))
+    os.utime(made, (used_at, used_at))
+    return made
+
+
+def kept(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if (path / "case.json").is_file()}
+
+
+def test_what_was_used_longest_ago_goes_first_and_no_more_than_needed(tmp_path: Path) -> None:
+    for name, used_at in (("old", 1.0), ("older", 0.5), ("new", 2.0)):
+        entry(tmp_path, name, used_at=used_at)
+    make_room(tmp_path, 100, limit_bytes=300)
+    assert kept(tmp_path) == {"old", "new"}
+    make_room(tmp_path, 100, limit_bytes=300)
+    assert kept(tmp_path) == {"old", "new"}
+
+
+def test_what_this_process_uses_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    note_use(entry(tmp_path, "mine", used_at=0.0))
+    entry(tmp_path, "nobodys", used_at=9e9)
+    with caplog.at_level(logging.WARNING):
+        make_room(tmp_path, 100, limit_bytes=150)
+    assert kept(tmp_path) == {"mine"}
+    assert "exceeded" in caplog.text
+
+
+def test_what_another_living_process_uses_stays_and_what_a_dead_one_used_does_not(tmp_path: Path) -> None:
+    entry(tmp_path, "theirs")
+    entry(tmp_path, "the-deads")
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "dead").write_text("the-deads\n")
+    with (tmp_path / "users" / "living").open("w") as note:
+        fcntl.flock(note, fcntl.LOCK_EX)
+        note.write("theirs\n")
+        note.flush()
+        make_room(tmp_path, 100, limit_bytes=100)
+    assert kept(tmp_path) == {"theirs"}
+    assert not (tmp_path / "users" / "dead").exists()
+
+
+def test_using_an_entry_makes_it_the_newest(tmp_path: Path) -> None:
+    first, second = entry(tmp_path, "first", used_at=1.0), entry(tmp_path, "second", used_at=2.0)
+    note_use(first)
+    assert first.stat().st_mtime > second.stat().st_mtime
+    with pytest.raises(FileNotFoundError):
+        note_use(tmp_path / "gone")
+
+
+def test_without_a_bound_nothing_is_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+    entry(tmp_path, "a")
+    make_room(tmp_path, 10**9)
+    assert kept(tmp_path) == {"a"}
+    monkeypatch.setenv(LIMIT_VARIABLE, "0.00000005")
+    make_room(tmp_path, 1)
+    assert kept(tmp_path) == set()

@@ -1,0 +1,227 @@
+"""What the public functions refuse, go on with and write before a training; datasets and trainings are made up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import studies
+
+from automonai import api, single_training, worker
+from automonai.domain.configuration import Configuration
+from automonai.domain.dataset import Split
+from automonai.domain.events import Event, SpecChanged, StudyEnded
+from automonai.domain.request import StudyData, TrainRequest
+from automonai.domain.run import Result, RunState
+from automonai.errors import SpecError, StopRequestedError
+from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, TrainingSpec
+from automonai.storage import keys
+from automonai.storage.journal import Journal
+from automonai.storage.local import LocalStore
+from automonai.storage.memory import MemoryStore
+
+CPU = ExecutionSpec(device="cpu", precision="float32")
+
+
+@pytest.fixture(autouse=True)
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Take every dataset for a small one that is in order; give the names of those that were looked at."""
+    datasets: list[str] = []
+
+    def prepare(
+        dataset: str,
+        *,
+        split: SplitSpec,
+        training: TrainingSpec,
+        cache_folder: Path,
+        execution: ExecutionSpec | None = None,
+    ) -> StudyData:
+        datasets.append(str(dataset))
+        data = studies.make_data(studies.make_spec(), test_cases=0)
+        ids = [case.id for case in data.dataset.cases]
+        folds = 3 if split.file else split.folds
+        division = Split(seed=split.seed, test=(), folds=tuple(tuple(ids[fold::folds]) for fold in range(folds)))
+        root = str(Path(dataset).resolve())
+        update = {"split": division, "training": training, "execution": execution or ExecutionSpec()}
+        return data.model_copy(update={"dataset": data.dataset.model_copy(update={"root": root}), **update})
+
+    monkeypatch.setattr(api, "prepare_data", prepare)
+    monkeypatch.setattr(single_training, "prepare_data", prepare)
+    return datasets
+
+
+# Studies
+
+
+def data_of(store: MemoryStore) -> StudyData:
+    return StudyData.model_validate_json(store.get(keys.DATA))
+
+
+def with_execution(spec: StudySpec, execution: ExecutionSpec) -> StudySpec:
+    return spec.model_copy(update={"execution": execution})
+
+
+def test_a_study_knows_how_many_folds_its_own_division_has() -> None:
+    spec = studies.make_spec().model_copy(update={"split": SplitSpec(file="split.json")})
+    study, data = api.begin(spec, store := MemoryStore(), Journal(store))
+    assert study.folds == len(data.split.folds) == 3
+    assert api.begin(spec, store, Journal(store))[0].folds == 3
+
+
+def test_another_execution_reaches_the_workers_of_a_study_that_goes_on() -> None:
+    store, spec = MemoryStore(), studies.make_spec()
+    api.begin(spec, store, Journal(store))
+    study, data = api.begin(with_execution(spec, CPU), store, Journal(store))
+    assert study.spec.execution == data.execution == data_of(store).execution == CPU
+    assert isinstance(Journal(store).read()[-1], SpecChanged)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_change_of_execution_that_was_cut_short_is_completed_or_taken_back_by_the_next_call(
+    is_old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, old = MemoryStore(), studies.make_spec()
+    new = with_execution(old, CPU)
+    api.begin(old, store, Journal(store))
+
+    def killed(self: Journal, event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            api.begin(new, store, Journal(store))
+    spec = old if is_old else new
+    study, data = api.begin(spec, store, Journal(store))
+    assert study.spec.execution == data.execution == data_of(store).execution == spec.execution
+
+
+def test_a_study_that_is_over_keeps_its_execution() -> None:
+    store, spec = MemoryStore(), studies.make_spec()
+    api.begin(spec, store, Journal(store))
+    Journal(store).append(StudyEnded(at=9.0, succeeded=True, why="done"))
+    study, data = api.begin(with_execution(spec, CPU), store, Journal(store))
+    assert study.spec == spec
+    assert data.execution == data_of(store).execution == spec.execution
+
+
+def test_a_device_that_is_not_here_is_told_before_anything_is_read_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: list[str]
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'execution.device is cuda' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    spec = with_execution(studies.make_spec(), ExecutionSpec(device="cuda"))
+    with pytest.raises(SpecError, match="^execution.device is cuda$"):
+        api.search(spec.model_copy(update={"store": str(tmp_path / "studies")}))
+    assert not prepared
+    assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.parametrize(("wish", "words"), [({"name": "My Study"}, "My Study"), ({"budget": "soon"}, "soon")])
+def test_a_name_or_budget_that_cannot_be_is_told_before_the_dataset_is_checked(
+    wish: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "check", lambda *_: pytest.fail("the dataset was checked"))
+    with pytest.raises(SpecError, match=words):
+        api.init("data", **wish)
+
+
+# A single training
+
+ASKED: dict[str, Any] = {"configuration": Configuration(channels=8), "epochs": 5}
+
+
+@dataclass
+class Trainer:
+    """Stands in for a worker's training: answers one after the other, the last one again and again."""
+
+    answers: list[RunState | Exception] = field(default_factory=lambda: [RunState.COMPLETE])
+    requests: list[TrainRequest] = field(default_factory=list)
+
+    def __call__(self, request: TrainRequest, data: StudyData, **_: object) -> tuple[Result, int]:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        loss = 0.2 if answer is RunState.COMPLETE else None
+        return Result(run_id=request.run_id, state=answer, loss=loss, epochs=request.run.budget_epochs), 0
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    stand_in = Trainer()
+    monkeypatch.setattr(worker, "_train", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def train(tmp_path: Path, trainer: Trainer) -> Callable[..., Result]:
+    """Give the call of a training, always into the same folder."""
+
+    def ask(dataset: str = "data", **changed: object) -> Result:
+        return api.train(dataset, output=tmp_path / "out", **(ASKED | changed))
+
+    return ask
+
+
+def test_a_training_that_is_complete_answers_at_once(train: Callable[..., Result], trainer: Trainer) -> None:
+    assert train() == train()
+    assert len(trainer.requests) == 1
+
+
+def test_a_training_that_was_interrupted_goes_on(train: Callable[..., Result], trainer: Trainer) -> None:
+    trainer.answers = [StopRequestedError("asked to leave"), RunState.COMPLETE]
+    with pytest.raises(StopRequestedError):
+        train()
+    assert train().state is RunState.COMPLETE
+    assert trainer.requests[0] == trainer.requests[1]
+
+
+def test_a_training_that_failed_is_tried_anew(train: Callable[..., Result], trainer: Trainer) -> None:
+    trainer.answers = [RunState.FAILED, RunState.COMPLETE]
+    assert [train().state, train().state] == [RunState.FAILED, RunState.COMPLETE]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"configuration": Configuration(channels=64)}, "channels: 8, now 64"),
+        ({"epochs": 50}, "epochs: 5, now 50"),
+        ({"seed": 7}, "seed: 0, now 7"),
+        ({"dataset": "other"}, "dataset: .*data, now .*other"),
+        ({"fold": 1, "epochs": 50}, "epochs: 5, now 50"),
+    ],
+)
+def test_a_folder_that_holds_another_training_is_refused(
+    changed: dict[str, object], words: str, train: Callable[..., Result], trainer: Trainer
+) -> None:
+    train()
+    with pytest.raises(SpecError, match=f"out: holds another training \\({words}\\); name another folder"):
+        train(**changed)
+    assert len(trainer.requests) == 1
+
+
+def test_another_fold_of_the_same_training_may_stand_beside_it(train: Callable[..., Result]) -> None:
+    assert [train().run_id, train(fold=1).run_id] == ["refit-0000-fold-0", "refit-0000-fold-1"]
+
+
+def test_a_folder_that_holds_a_study_is_refused(train: Callable[..., Result], tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "out")
+    api.begin(studies.make_spec(), store, Journal(store))
+    with pytest.raises(SpecError, match="holds a study"):
+        train()
+
+
+def test_a_fold_that_does_not_exist_is_told_before_anything_is_read_or_written(
+    train: Callable[..., Result], prepared: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match="fold 9 does not exist: there are 4, 0 to 3"):
+        train(fold=9)
+    assert not prepared
+    assert not (tmp_path / "out").exists()
