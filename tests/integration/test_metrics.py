@@ -32,14 +32,17 @@ search:
   space:
     depth: 2
     channels: {{type: ordinal, values: [4, 8]}}
+    channel_multiplier: {{type: real, low: 1.0, high: 2.0}}
     loss: {{type: categorical, values: [dice, dice_ce]}}
-  standard: {{depth: 2, channels: 4}}
-budget: {{iterations: 4, min_epochs: 1, max_epochs: 2}}
+  standard: {{depth: 2, channels: 4, channel_multiplier: 1.0}}
+budget: {{iterations: {iterations}, min_epochs: 1, max_epochs: 2}}
 training: {{max_patch_voxels: 4096, validation_every_epochs: 1}}
 execution: {{max_parallel_runs: 1, threads: 1, device: cpu}}
 """
 BATCH_PATCHES = 4
 """Of 8 cases 2 are kept for the test and 3 are held out: one batch covers the other 3, and is an epoch."""
+ITERATIONS = 16
+"""So many that a stalled scraper, which sees the first result seconds late, still kills the search on its way."""
 SCRAPE_SECONDS = 0.2
 PATIENCE_SECONDS = 240.0
 
@@ -109,9 +112,10 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scraped:
     folder, port = tmp_path_factory.mktemp("shown"), free_port()
     dataset = api.phantom(folder / "phantom", cases=8, shape=(24, 24, 20))
     spec = folder / "study.yaml"
-    spec.write_text(SPEC.format(dataset=dataset, store=folder))
+    spec.write_text(SPEC.format(dataset=dataset, store=folder, iterations=ITERATIONS))
     killed = start(spec, port)
     before = list(scrapes(killed, port, enough=has_a_result))
+    assert killed.poll() is None, "the search ended before it could be killed"
     killed.kill()
     killed.communicate()
     controller = start(spec, port)
@@ -131,7 +135,7 @@ def test_throughput_and_peak_memory_are_those_of_the_results(scraped: Scraped) -
     ):
         shown = scraped.seen(name, rung="2")
         written = [getattr(result, field) for result in scraped.results("2")]
-        assert len(written) == 4
+        assert len(written) == ITERATIONS
         assert None not in written
         assert set(shown) <= set(written)
         assert shown[-1] == written[-1]
@@ -145,9 +149,9 @@ def test_what_the_search_came_to_is_shown(scraped: Scraped) -> None:
     assert scraped.seen("automonai_proposals_total", origin="standard")[-1] == 1
     assert scraped.seen("automonai_controller_resumes_total")[-1] == 1
     results = [*scraped.results("2"), *scraped.results("refit")]
-    assert len(results) == 6
+    assert len(results) == ITERATIONS + 2
     patches = sum(result.epochs * patches_per_epoch(result) for result in results)
-    assert scraped.seen("automonai_study_patches_total")[-1] == patches == 6 * 2 * BATCH_PATCHES
+    assert scraped.seen("automonai_study_patches_total")[-1] == patches == (ITERATIONS + 2) * 2 * BATCH_PATCHES
 
 
 @pytest.mark.slow
