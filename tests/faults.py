@@ -41,13 +41,13 @@ def delete_at_once(pod: str, namespace: str) -> None:
     kubectl("delete", "pod", pod, "-n", namespace, "--grace-period=0", "--force", "--wait=false")
 
 
-def evict(pod: str, namespace: str, *, grace_seconds: int = 30) -> None:
-    """Evict a pod, which may be gone already; it has so long to end by itself."""
+def evict(pod: str, namespace: str, *, grace_seconds: int | None = None) -> None:
+    """Evict a pod, which may be gone already; it has so long to end by itself, None: what its spec grants."""
     eviction = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",
         "metadata": {"name": pod, "namespace": namespace},
-        "deleteOptions": {"gracePeriodSeconds": grace_seconds},
+        "deleteOptions": {} if grace_seconds is None else {"gracePeriodSeconds": grace_seconds},
     }
     command = ["kubectl", "create", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", "-f", "-"]
     done = subprocess.run(command, input=json.dumps(eviction), text=True, capture_output=True, check=False)
