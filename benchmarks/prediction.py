@@ -6,14 +6,16 @@ Every predictor gets the same raw volume (int16, a head in an empty background),
 with a label map; normalising is part of the time. Each repeat of each is a process of its own, in turns, so that peak
 memory is its own and noise hits all alike. The network is trained for some steps before, since a random one decides by
 rounding. nnU-Net is no dependency: `pip install --target FOLDER nnunetv2` and name the folder. It spreads its windows
-evenly over an axis, where MONAI lays them at a fixed step: the windows are the same, and the label maps can be equal,
-where the step divides the rest, as in the shape 256 256 160.
+evenly over an axis, where MONAI lays them at a fixed step, and centres its Gaussian half a voxel beside the window's
+middle. So the label maps can be equal where the step divides the rest, as in the shape 256 256 160, and for the row in
+which nnU-Net weighs its windows by MONAI's Gaussian.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -121,7 +123,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def slug(name: str) -> str:
     """Return a file name for a predictor."""
-    return name.replace(" ", "-").replace(",", "")
+    return re.sub(r"\W+", "-", name)
 
 
 def volume(arguments: argparse.Namespace) -> np.ndarray:
@@ -242,12 +244,18 @@ def monai(arguments: argparse.Namespace, network, *, bfloat16: bool):  # type: i
     return predict
 
 
-def nnunet(arguments: argparse.Namespace, network, *, bfloat16: bool):  # type: ignore[no-untyped-def]
+def nnunet(  # type: ignore[no-untyped-def]
+    arguments: argparse.Namespace, network, *, bfloat16: bool, monai_weights: bool = False
+):
     """Return nnU-Net's predictor; out of the box it computes in float32 on a CPU, autocast is our addition."""
     import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from monai.data.utils import compute_importance_map
+    from nnunetv2.inference import predict_from_raw_data
 
-    predictor = nnUNetPredictor(
+    if monai_weights:
+        weights = compute_importance_map(tuple(arguments.patch), mode="gaussian", sigma_scale=0.125)
+        predict_from_raw_data.compute_gaussian = lambda *_, **__: weights.half()
+    predictor = predict_from_raw_data.nnUNetPredictor(
         tile_step_size=0.5,
         use_gaussian=True,
         use_mirroring=False,
@@ -272,6 +280,7 @@ def nnunet(arguments: argparse.Namespace, network, *, bfloat16: bool):  # type: 
 PREDICTORS: dict[str, Callable] = {
     "MONAI float32": lambda a, n: monai(a, n, bfloat16=False),
     "nnU-Net float32": lambda a, n: nnunet(a, n, bfloat16=False),
+    "nnU-Net float32, MONAI's weights": lambda a, n: nnunet(a, n, bfloat16=False, monai_weights=True),
     "AutoMONAI float32": lambda a, n: automonai(a, n, bfloat16=False, skip=False),
     "AutoMONAI float32, empty skipped": lambda a, n: automonai(a, n, bfloat16=False, skip=True),
     "MONAI bfloat16": lambda a, n: monai(a, n, bfloat16=True),
