@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from automonai import api
-from automonai.domain.events import RunFinished, RunQueued
+from automonai.domain.events import RunFinished, RunQueued, TrialProposed
 from automonai.errors import UserError
 from automonai.storage.journal import Journal
 from automonai.storage.opening import open_store
@@ -228,23 +228,34 @@ def _table(options: argparse.Namespace, usage: _Usage, *, requests: int | None, 
     events = Journal(open_store(LOCATION)).read()
     search = [event for event in events if isinstance(event, RunQueued) and event.run.purpose == "search"]
     ends = [event for event in events if isinstance(event, RunFinished)]
-    # Until the last run is queued: what is left after that cannot fill the slots.
-    began, last = search[0].at, search[-1].at
-    queued = {event.run.id: event.at for event in search}
+    began, queued = search[0].at, {event.run.id: event.at for event in search}
     ended = {event.run.id: event.at for event in ends}
-    busy = sum(min(ended[run_id], last) - at for run_id, at in queued.items() if run_id in ended and at < last)
-    offered = options.slots * (last - began)
+
+    def given_out(until: float) -> float:
+        """Return the seconds for which slots were given out; runs that never ended do not count."""
+        return sum(max(0.0, min(ended[run_id], until) - at) for run_id, at in queued.items() if run_id in ended)
+
+    proposed = max(event.at for event in events if isinstance(event, TrialProposed))
+    last = search[-1].at
+    shares = [f"{given_out(until) / (options.slots * (until - began)):.1%}" for until in (proposed, last)]
     rows = [
         ("workflow", usage.phase),
         ("runs finished", len(ends)),
         ("slots", options.slots),
         ("time", f"{usage.seconds / 60:.1f} min"),
-        ("slots given out, of the time until the last run was queued", f"{busy / offered:.1%}"),
-        ("GPU seconds with a running pod, of those given out", f"{played['gpu_seconds_used'] / max(1.0, busy):.1%}"),
+        ("slots given out, of the time until the last configuration was proposed", shares[0]),
+        ("the same until the last promoted run was queued: the last brackets cannot fill all slots", shares[1]),
+        (
+            "GPU seconds with a running pod, of those given out",
+            f"{played['gpu_seconds_used'] / max(1.0, given_out(ends[-1].at)):.1%}",
+        ),
         ("most pods at once", played["most_at_once"]),
         ("pods evicted", evicted),
         ("controller's CPU time", f"{usage.cpu_seconds:.0f} s ({usage.cpu_seconds / usage.seconds:.1%} of a core)"),
-        ("controller's memory: after a tenth of the time, at the end, peak", _memory_words(usage)),
+        (
+            "controller's memory: after a tenth, a quarter, half and three quarters of the time, at the end; peak",
+            _memory_words(usage),
+        ),
         ("requests to the API, per run", "-" if requests is None else f"{requests} ({requests / len(ends):.2f})"),
         ("Workflow object", f"{usage.workflow_bytes / 1000:.0f} kB"),
     ]
@@ -253,8 +264,8 @@ def _table(options: argparse.Namespace, usage: _Usage, *, requests: int | None, 
 
 def _memory_words(usage: _Usage) -> str:
     readings = usage.memory_bytes or [0]
-    figures = (readings[len(readings) // 10], readings[-1], usage.peak_bytes)
-    return ", ".join(f"{figure / 2**20:.0f} MiB" for figure in figures)
+    figures = [readings[int(len(readings) * share)] for share in (0.1, 0.25, 0.5, 0.75)]
+    return ", ".join(f"{figure / 2**20:.0f}" for figure in [*figures, readings[-1], usage.peak_bytes]) + " MiB"
 
 
 def _run(*command: str, text: str | None = None) -> str:
