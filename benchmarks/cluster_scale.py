@@ -253,7 +253,7 @@ def _table(options: argparse.Namespace, usage: _Usage, *, requests: int | None, 
         ("pods evicted", evicted),
         ("controller's CPU time", f"{usage.cpu_seconds:.0f} s ({usage.cpu_seconds / usage.seconds:.1%} of a core)"),
         (
-            "controller's memory: after a tenth, a quarter, half and three quarters of the time, at the end; peak",
+            "controller's memory: after 10, 25, 50, 75 % of the time, at the end; peak",
             _memory_words(usage),
         ),
         ("requests to the API, per run", "-" if requests is None else f"{requests} ({requests / len(ends):.2f})"),
