@@ -20,7 +20,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits_BKXYZ (float32) and label_BXYZ (class indices, any integer type) to one number."""
 
 _HARDEST_SHARE = 0.1  # nnU-Net's: the mean of the 10 % hardest voxels
-_SMALLEST_LOSS = 1e-6
 _HAUSDORFF_STEP = 2  # voxels; see _CoarseHausdorffLoss
 
 
@@ -36,7 +35,7 @@ def make_loss(name: LossName) -> Loss:
             return _of_column(DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True))
         case LossName.DICE_HAUSDORFF:
             hausdorff = _CoarseHausdorffLoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-            return _as_large(make_loss(LossName.DICE), _of_column(hausdorff))
+            return _sum(make_loss(LossName.DICE), _of_column(hausdorff))
         case LossName.DICE_TOPK:
             return _sum(make_loss(LossName.DICE), hardest_cross_entropy)
         case LossName.DICE_FOCAL:
@@ -55,7 +54,7 @@ class _CoarseHausdorffLoss(LogHausdorffDTLoss):
     """MONAI's distance-transform Hausdorff loss, its distance maps computed at half the resolution.
 
     Full maps of the prediction, every step anew, take longer on the CPU than all of the network; at half the resolution
-    they take an eighth, and the weights they give hardly differ.
+    they take an eighth, and the weights they give hardly differ. The logarithm keeps it beside Dice, not above it.
     """
 
     @torch.no_grad()
@@ -72,21 +71,6 @@ def _of_column(loss: Loss) -> Loss:
 
     def loss_of(logits_BKXYZ: Tensor, label_BXYZ: Tensor) -> Tensor:
         return loss(logits_BKXYZ, label_BXYZ.unsqueeze(1).float())
-
-    return loss_of
-
-
-def _as_large(first: Loss, second: Loss) -> Loss:
-    """Add two losses, the second scaled to the first's size at each call (Karimi and Salcudean 2020).
-
-    They take the ratio of an epoch's means; per call it needs no memory of the epoch before, and a run that is taken
-    up in the middle goes on as if it had not been left.
-    """
-
-    def loss_of(logits_BKXYZ: Tensor, label_BXYZ: Tensor) -> Tensor:
-        leading, following = first(logits_BKXYZ, label_BXYZ), second(logits_BKXYZ, label_BXYZ)
-        scale = (leading / following.clamp_min(_SMALLEST_LOSS)).detach()
-        return leading + scale * following
 
     return loss_of
 
