@@ -38,11 +38,14 @@ search:
 budget: {{iterations: {iterations}, min_epochs: 1, max_epochs: 2}}
 training: {{max_patch_voxels: 4096, validation_every_epochs: 1}}
 execution: {{max_parallel_runs: 1, threads: 1, device: cpu}}
+refit: {{epochs: {refit_epochs}}}
 """
 BATCH_PATCHES = 4
 """Of 8 cases 2 are kept for the test and 3 are held out: one batch covers the other 3, and is an epoch."""
 ITERATIONS = 16
 """So many that a stalled scraper, which sees the first result seconds late, still kills the search on its way."""
+REFIT_EPOCHS = 60
+"""So many that a stalled scraper sees a refit at work: there are only two."""
 SCRAPE_SECONDS = 0.2
 PATIENCE_SECONDS = 240.0
 
@@ -112,7 +115,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scraped:
     folder, port = tmp_path_factory.mktemp("shown"), free_port()
     dataset = api.phantom(folder / "phantom", cases=8, shape=(24, 24, 20))
     spec = folder / "study.yaml"
-    spec.write_text(SPEC.format(dataset=dataset, store=folder, iterations=ITERATIONS))
+    spec.write_text(SPEC.format(dataset=dataset, store=folder, iterations=ITERATIONS, refit_epochs=REFIT_EPOCHS))
     killed = start(spec, port)
     before = list(scrapes(killed, port, enough=has_a_result))
     assert killed.poll() is None, "the search ended before it could be killed"
@@ -151,7 +154,9 @@ def test_what_the_search_came_to_is_shown(scraped: Scraped) -> None:
     results = [*scraped.results("2"), *scraped.results("refit")]
     assert len(results) == ITERATIONS + 2
     patches = sum(result.epochs * patches_per_epoch(result) for result in results)
-    assert scraped.seen("automonai_study_patches_total")[-1] == patches == (ITERATIONS + 2) * 2 * BATCH_PATCHES
+    assert (
+        scraped.seen("automonai_study_patches_total")[-1] == patches == (ITERATIONS + REFIT_EPOCHS) * 2 * BATCH_PATCHES
+    )
 
 
 @pytest.mark.slow
