@@ -42,16 +42,14 @@ def delete_at_once(pod: str, namespace: str) -> None:
 
 
 def evict(pod: str, namespace: str, *, grace_seconds: int | None = None) -> None:
-    """Evict a pod, which may be gone already; it has so long to end by itself, None: what its spec grants."""
+    """Evict a pod; it has so long to end by itself, None: what its spec grants."""
     eviction = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",
         "metadata": {"name": pod, "namespace": namespace},
         "deleteOptions": {} if grace_seconds is None else {"gracePeriodSeconds": grace_seconds},
     }
-    command = ["kubectl", "create", "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", "-f", "-"]
-    done = subprocess.run(command, input=json.dumps(eviction), text=True, capture_output=True, check=False)
-    assert done.returncode == 0 or "NotFound" in done.stderr, done.stderr
+    create(eviction, "--raw", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction")
 
 
 def create(manifest: dict[str, Any], *options: str) -> None:

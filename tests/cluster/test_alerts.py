@@ -12,9 +12,8 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ import yaml
 from faults import evict, scale_minio, signal_step
 from prometheus_server import ROOT, RULES, Alertmanager, Prometheus, running, running_alertmanager
 from real_cluster import DATASET, argo, eventually, kubectl, kubectl_json, submit
+from scraping import free_port
 
 from automonai.observability.exposition import Labelled, serve
 from automonai.observability.gpu import GpuMetrics
@@ -144,9 +144,7 @@ def _shorter(duration: str) -> str:
 @contextmanager
 def played_training() -> Iterator[dict[str, Any]]:
     """Serve the metrics of a training on a GPU that is not there; give its pod as the Kubernetes API would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     gpu = GpuMetrics(ALLOCATOR, load=lambda: CARD)
     metadata = {
         "name": "played-training",
@@ -184,7 +182,8 @@ def pods_are_evicted(watched: Watched) -> None:
 
     def taken_away() -> bool:
         for pod in watched.pods(EVICTED, "trial"):
-            evict(pod, watched.namespace, grace_seconds=1)
+            with suppress(AssertionError):  # it may be gone by now
+                evict(pod, watched.namespace, grace_seconds=1)
         return bool(watched.prometheus.query(piling_up))
 
     eventually(taken_away, "six pods are taken away within a minute", pause=1.0)

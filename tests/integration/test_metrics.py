@@ -114,10 +114,12 @@ def has_a_result(text: str) -> bool:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scraped:
-    """Scrape a study; once more where a stalled machine let the scraper miss what the tests ask for."""
+    """Scrape a study; once more where a stalled machine, or the moment of the kill, leaves the tests nothing to see."""
     for _ in range(ATTEMPTS):
         seen = scraped_study(tmp_path_factory.mktemp("shown"))
-        if 0 < seen.restarted_at < len(seen.texts) and BOTH_REFITS in seen.texts[-1]:
+        # A run that is killed between its last step and its result trains nothing afterwards: it has no throughput.
+        has_rates = all(result.patches_per_second is not None for result in seen.results("2"))
+        if has_rates and 0 < seen.restarted_at < len(seen.texts) and BOTH_REFITS in seen.texts[-1]:
             break
     return seen
 
@@ -148,7 +150,7 @@ def test_throughput_and_peak_memory_are_those_of_the_results(scraped: Scraped) -
         shown = scraped.seen(name, rung="2")
         written = [getattr(result, field) for result in scraped.results("2")]
         assert len(written) == ITERATIONS
-        assert written.count(None) <= 1, "only the killed run, taken up after its last step, may have none"
+        assert None not in written
         assert set(shown) <= set(written)
         assert shown[-1] == written[-1]
 
@@ -162,11 +164,9 @@ def test_what_the_search_came_to_is_shown(scraped: Scraped) -> None:
     assert scraped.seen("automonai_controller_resumes_total")[-1] == 1
     results = [*scraped.results("2"), *scraped.results("refit")]
     assert len(results) == ITERATIONS + 2
-    measured = [result for result in results if result.patches_per_second is not None]
-    assert len(measured) >= len(results) - 1, "only the killed run, taken up after its last step, may have none"
     patches = sum(result.epochs * patches_per_epoch(result) for result in results)
     assert scraped.seen("automonai_study_patches_total")[-1] == patches
-    assert patches == sum(result.epochs for result in measured) * BATCH_PATCHES
+    assert patches == (ITERATIONS + REFIT_EPOCHS) * 2 * BATCH_PATCHES
 
 
 @pytest.mark.slow
