@@ -1,7 +1,8 @@
 # Two images: controller (no torch) and trainer (on a PyTorch image). scripts/images builds both.
 # The packages lie in /opt/automonai/packages, beside whatever Python the base image has, so any base will do.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim
-ARG TORCH_IMAGE=docker.io/pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime
+# 2.13.0-cuda12.6-cudnn9-runtime: the version of constraints.txt, Python 3.12, GPUs from Volta to Hopper.
+ARG TORCH_IMAGE=docker.io/pytorch/pytorch@sha256:6acf597eeb8e376a96580dde4952f37cc017fef732bb40bfc73f28f25e3f64b4
 
 
 # A compiler, for netifaces, which hpbandster needs and which comes as source only; it stays in this stage.

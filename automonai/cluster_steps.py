@@ -95,9 +95,7 @@ def check(parameters: StudyParameters, *, surroundings: Surroundings | None = No
     """
     here = surroundings or Surroundings.from_environment()
     spec = study_spec(parameters, here.store)
-    gpus = _template(here, parameters).gpus_per_run
-    if gpus > 1:
-        logger.warning("each run holds %d GPUs, of which its training uses one: the others stay idle", gpus)
+    _template(here, parameters)
     # Only now: a faulty parameter is told within a second, and these take longer than that to load.
     from automonai import api
     from automonai.search import make_sampler

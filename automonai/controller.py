@@ -18,6 +18,7 @@ from automonai.domain.decisions import (
     Propose,
     Queue,
     Wait,
+    most_seconds_per_epoch,
     needed_checkpoints,
     next_action,
 )
@@ -280,7 +281,7 @@ def _train_request(controller: Controller, run: Run, resume_from: str | None) ->
         resume_from=resume_from,
         decay=is_refit,
         deadline_seconds=deadline,
-        max_seconds_per_epoch=None if is_refit else study.spec.budget.max_seconds_per_epoch,
+        max_seconds_per_epoch=most_seconds_per_epoch(study, run),
         memory_bytes=controller.memory_bytes,
         attempt=study.runs[run.id].losses,
     )

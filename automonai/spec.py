@@ -250,7 +250,8 @@ class BudgetSpec(_Section):
     refit_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
     """Share of `time` that is kept for the refit, the ensemble and the test."""
     max_seconds_per_epoch: Annotated[float, Field(gt=0)] | None = None
-    """Cap: a run whose first steps predict more than this ends as FAILED, too_slow; None: no cap."""
+    """Cap: a run whose first steps predict more than this ends as FAILED, too_slow, as does one that would take much
+    longer than the search has left of `time`; None: the latter alone."""
 
     @model_validator(mode="after")
     def _has_a_limit_and_a_ladder(self) -> Self:

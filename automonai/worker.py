@@ -160,7 +160,8 @@ def _train(
     if metrics is None:
         return _attempt(request, data, store=store, cache_folder=cache_folder, stop=stop, meter=UNMETERED)
     training = TrainingMetrics(data.dataset.foreground, peak_memory_bytes=peak_memory_bytes)
-    with metrics.during(request, training, allocator=gpu_memory(data.execution)):
+    allocators = gpu_memory(data.execution, most_gpus=_most_gpus())
+    with metrics.during(request, training, allocators=allocators):
         result, code = _attempt(request, data, store=store, cache_folder=cache_folder, stop=stop, meter=training)
         training.finished(result)
     return result, code
@@ -183,7 +184,15 @@ def _attempt(
     unseen = _unseen_gpus(data.execution)
     began = time.monotonic()
     try:
-        result = train_run(request, data, store=store, cache_folder=cache_folder, stop=stop, meter=meter)
+        result = train_run(
+            request,
+            data,
+            store=store,
+            cache_folder=cache_folder,
+            stop=stop,
+            meter=meter,
+            most_gpus=_most_gpus(),
+        )
     except (StopRequestedError, StorageError, UserError, OSError):
         raise  # no fault of the run's: it ends without a result, and counts as lost if nobody asked for it
     except Exception as error:  # noqa: BLE001 - the worker's main: whatever else it was becomes the run's result
@@ -218,7 +227,7 @@ def _choose(
 
     _unseen_gpus(data.execution)
     device = choose_device(data.execution)
-    shown = metrics.during(request, allocator=gpu_memory(data.execution)) if metrics is not None else nullcontext()
+    shown = metrics.during(request, allocators=gpu_memory(data.execution)) if metrics is not None else nullcontext()
     with shown:
         return choose_ensemble(
             request,
@@ -231,17 +240,25 @@ def _choose(
         )
 
 
+def _most_gpus() -> int:
+    """Return on how many GPUs a training computes: those that its Job holds; elsewhere on one."""
+    return max(1, int(os.environ.get(GPUS_VARIABLE) or 0))
+
+
 def _unseen_gpus(execution: ExecutionSpec) -> str | None:
     """Return what a result calls its device where the Job holds GPUs of which this process sees none; None elsewhere.
 
     A run in a Job that holds what it does not use is logged, and the report shows the device.
     """
-    from automonai.learning.precision import choose_device
+    from automonai.learning.precision import choose_devices
 
     held = int(os.environ.get(GPUS_VARIABLE) or 0)
-    if held > 1:
-        logger.warning("its Job holds %d GPUs; a training uses one only", held)
-    if held == 0 or execution.device != "auto" or choose_device(execution).type != "cpu":
+    if held == 0 or execution.device != "auto":
+        return None
+    devices = choose_devices(execution, most_gpus=held)
+    if devices[0].type != "cpu":
+        if len(devices) < held:
+            logger.warning("its Job holds %d GPUs, and torch finds %d", held, len(devices))
         return None
     device = f"cpu, though its Job holds {held} GPU{'s' if held > 1 else ''}"
     logger.warning(

@@ -11,7 +11,7 @@ from hera.workflows.retry_strategy import RetryPolicy
 from hera.workflows.volume import EmptyDirVolume
 
 from automonai.errors import TRY_LATER
-from automonai.execution.jobs import METRICS_PORT_NAME, STUDY_LABEL
+from automonai.execution.jobs import GPUS_VARIABLE, METRICS_PORT_NAME, STUDY_LABEL
 from pipelines import release
 
 USER_ID = 65532
@@ -51,6 +51,7 @@ def step(
     outputs: list[S3Artifact] | None = None,
     patch: str = release.STEP_PATCH,
     study: str | None = None,
+    gpus: str | None = None,
 ) -> Container:
     """Return the template of one pod that runs `automonai step NAME`.
 
@@ -65,13 +66,14 @@ def step(
         outputs: Files that Argo keeps.
         patch: What the release decides about its pod.
         study: Name of the study whose metrics it shows to Prometheus; None: it has none.
+        gpus: How many its pod holds, for a step that trains; None: it does not.
     """
     return Container(
         name=name,
         image=image,
         command=["automonai"],
         args=["step", name, *arguments],
-        env=[Env(name=key, value=value) for key, value in {**_IDENTITY, **({} if study is None else _METRICS)}.items()],
+        env=[Env(name=key, value=value) for key, value in _environment(study, gpus).items()],
         env_from=[
             ConfigMapEnvFrom(name=release.SETTINGS),
             SecretEnvFrom(name=release.STORE_SECRET, optional=True),
@@ -95,6 +97,14 @@ def step(
         annotations=None if study is None else _SCRAPING,
         ports=None if study is None else [m.ContainerPort(name=METRICS_PORT_NAME, container_port=METRICS_PORT)],
     )
+
+
+def _environment(study: str | None, gpus: str | None) -> dict[str, str]:
+    return {
+        **_IDENTITY,
+        **({} if study is None else _METRICS),
+        **({} if gpus is None else {GPUS_VARIABLE: gpus}),
+    }
 
 
 def options(parameters: list[Parameter]) -> list[str]:

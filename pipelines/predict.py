@@ -20,7 +20,11 @@ def predict_template() -> WorkflowTemplate:
         Parameter(name="images", description="Folder of images, for example s3://automonai/datasets/new/images."),
         Parameter(name="output", description="Folder for the label maps, for example s3://automonai/predictions/new."),
     ]
-    workflow = template(PREDICT, description=_DESCRIPTION, parameters=[*parameters, gpu_parameter()])
+    workflow = template(
+        PREDICT,
+        description=_DESCRIPTION,
+        parameters=[*parameters, gpu_parameter("GPUs of the pod: a prediction uses one. 0: CPU only.")],
+    )
     workflow.entrypoint = "main"
     with workflow:
         predict = step(

@@ -50,7 +50,7 @@ def study_parameters() -> list[Parameter]:
             name="gpus-per-run",
             value=release.GPU_COUNT,
             enum=list(GPU_COUNTS),
-            description="GPUs that each training holds; it uses one, more keep others off its node. 0: CPU only.",
+            description="GPUs of each training: several share the patches of every batch. 0: CPU only.",
         ),
         Parameter(
             name="spec",
@@ -61,11 +61,9 @@ def study_parameters() -> list[Parameter]:
     ]
 
 
-def gpu_parameter() -> Parameter:
+def gpu_parameter(description: str) -> Parameter:
     """Return the field for the GPUs of a workflow whose one pod trains or predicts itself."""
-    return Parameter(
-        name="gpus", value=release.GPU_COUNT, enum=list(GPU_COUNTS), description="GPUs of the pod; 0: CPU only."
-    )
+    return Parameter(name="gpus", value=release.GPU_COUNT, enum=list(GPU_COUNTS), description=description)
 
 
 def study_template() -> WorkflowTemplate:

@@ -27,7 +27,8 @@ def train_template() -> WorkflowTemplate:
         Parameter(name="fold", value="0", enum=["0", "1", "2", "3"], description="Held out and scored."),
         Parameter(name="seed", value="0", description="Of weights, order and augmentation."),
     ]
-    workflow = template(TRAIN, description=_DESCRIPTION, parameters=[*parameters, gpu_parameter()])
+    gpus = gpu_parameter("GPUs of the pod: several share the patches of every batch. 0: CPU only.")
+    workflow = template(TRAIN, description=_DESCRIPTION, parameters=[*parameters, gpus])
     workflow.entrypoint = "main"
     with workflow:
         train = step(
@@ -36,6 +37,7 @@ def train_template() -> WorkflowTemplate:
             image=release.TRAINER_IMAGE,
             retry=retry_after_disruption(),
             patch=release.TRIAL_PATCH,
+            gpus=f"{{{{workflow.parameters.{gpus.name}}}}}",
         )
         with Steps(name="main"):
             train(name="train")

@@ -9,6 +9,9 @@ from automonai.domain.bracket import Bracket, promoted
 from automonai.domain.run import Purpose, Run, RunState
 from automonai.domain.study import Phase, Study
 
+OVERTIME = 1.25
+"""A run's first steps may foretell so much more time than its search has left: they are few, and noisy."""
+
 
 @dataclass(frozen=True)
 class Propose:
@@ -128,6 +131,23 @@ def search_seconds(study: Study) -> float:
     """Return the seconds of the time budget that the search may use; infinite without one."""
     time = study.spec.budget.time
     return float("inf") if time is None else time * (1 - study.spec.budget.refit_share)
+
+
+def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
+    """Return the cap on a run's time per epoch, None without one: the spec's, or what its search has left for it.
+
+    All slots wait for the search's last run, and the refit with them: one that would take much longer than the search
+    had left when it was queued is given up. The others fit, by what was known of their trial. A run that was lost may
+    have been almost done; it is held to the spec's cap alone. So are refits to none.
+    """
+    if run.purpose is Purpose.REFIT:
+        return None
+    record, cap = study.runs[run.id], study.spec.budget.max_seconds_per_epoch
+    if study.spec.budget.time is None or record.losses:
+        return cap
+    left = search_seconds(study) - study.elapsed_at(record.queued_at)
+    of_time = OVERTIME * left / _epochs_of(study, Queue(run, record.resume_from))
+    return of_time if cap is None else min(cap, of_time)
 
 
 def _next_in_search(study: Study, now: float) -> Action:

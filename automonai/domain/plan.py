@@ -84,7 +84,12 @@ def parameter_count(network: NetworkPlan) -> int:
 
 
 def training_memory_bytes(
-    network: NetworkPlan, *, patch_voxels: IntTriple, batch_size: int, bytes_per_activation: int = 2
+    network: NetworkPlan,
+    *,
+    patch_voxels: IntTriple,
+    batch_size: int,
+    bytes_per_activation: int = 2,
+    devices: int = 1,
 ) -> int:
     """Return the memory of one training step: weights, gradients, Adam's moments, average, and saved activations.
 
@@ -102,11 +107,12 @@ def training_memory_bytes(
         patch_voxels: Of one patch.
         batch_size: Patches per step.
         bytes_per_activation: 2 for bfloat16 and float16, 4 for float32.
+        devices: How many share the patches. The memory is that of the first, which has the loss of all of them.
     """
-    voxels = batch_size * prod(patch_voxels)
+    voxels = -(-batch_size // devices) * prod(patch_voxels)
     halved = network.spatial_dims
     kept = sum(layer.tensors * layer.out_channels * (voxels >> (halved * layer.halvings)) for layer in _layers(network))
-    loss = _LOSS_BYTES * network.out_channels * voxels
+    loss = _LOSS_BYTES * network.out_channels * batch_size * prod(patch_voxels)
     return parameter_count(network) * _BYTES_PER_WEIGHT + kept * bytes_per_activation * 8 // 5 + loss
 
 

@@ -36,7 +36,7 @@ NEVER_RETRIED_EXIT_CODES = (64, 65, 66, 67)
 METRICS_PORT_NAME = "metrics"
 """Of the container's port, by which a PodMonitor finds it."""
 GPUS_VARIABLE = "AUTOMONAI_GPUS"
-"""Tells a worker how many GPUs its Job holds, so that it notices when it sees none."""
+"""Tells a worker how many GPUs its Job holds: on so many it trains, and it notices when it sees fewer."""
 CACHE_FOLDER = "/cache"
 USER_ID = 65532
 JOB_NAME_LENGTH = 63
@@ -324,15 +324,16 @@ def _container(request: TrainRequest | EnsembleRequest, template: JobTemplate, *
     if template.ca_secret is not None:
         mounts.append({"name": "ca", "mountPath": "/etc/automonai/ca", "readOnly": True})
     arguments: list[JsonValue] = [location, "--cache", CACHE_FOLDER, "--run", request.run_id]
+    gpus = template.gpus_per_run if isinstance(request, TrainRequest) else min(1, template.gpus_per_run)
     container: JsonObject = {
         "name": CONTAINER,
         "image": template.image,
         "imagePullPolicy": template.image_pull_policy,
         "command": ["python", "-m", "automonai.worker"],
         "args": arguments,
-        "env": _environment(template),
+        "env": _environment(template, gpus=gpus),
         "envFrom": [{"secretRef": {"name": name}} for name in template.env_from_secrets],
-        "resources": _resources(template),
+        "resources": _resources(template, gpus=gpus),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -346,7 +347,7 @@ def _container(request: TrainRequest | EnsembleRequest, template: JobTemplate, *
     return container
 
 
-def _environment(template: JobTemplate) -> list[JsonValue]:
+def _environment(template: JobTemplate, *, gpus: int) -> list[JsonValue]:
     values = {
         "HOME": "/home/automonai",
         "TMPDIR": "/tmp",
@@ -355,17 +356,17 @@ def _environment(template: JobTemplate) -> list[JsonValue]:
         "TRITON_CACHE_DIR": "/tmp/triton",
         "PYTHONUNBUFFERED": "1",
         "AUTOMONAI_LOG_FORMAT": "json",
-        GPUS_VARIABLE: str(template.gpus_per_run),
+        GPUS_VARIABLE: str(gpus),
         **({} if template.ca_secret is None else {"AWS_CA_BUNDLE": "/etc/automonai/ca/ca.crt"}),
         **template.env,
     }
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def _resources(template: JobTemplate) -> JsonObject:
+def _resources(template: JobTemplate, *, gpus: int) -> JsonObject:
     limits: JsonObject = {**template.limits}
-    if template.gpus_per_run:
-        limits[template.gpu_resource] = str(template.gpus_per_run)
+    if gpus:
+        limits[template.gpu_resource] = str(gpus)
     resources: JsonObject = {"requests": {**template.requests}, "limits": limits}
     return {key: value for key, value in resources.items() if value}
 

@@ -427,5 +427,5 @@ class _Pace:
             raise TooSlowError(
                 f"an epoch would take {steps + validations:.1f} s ({progress.steps_per_epoch} steps of"
                 f" {median(self._recent):.3f} s, {validations:.1f} s of validation), more than the cap of {cap:.1f} s"
-                " (budget.max_seconds_per_epoch)"
+                " (budget.max_seconds_per_epoch, or what its search has left of the time)"
             )

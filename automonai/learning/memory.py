@@ -18,40 +18,44 @@ logger = logging.getLogger(__name__)
 class GpuMemory:
     """The memory of one GPU as PyTorch's allocator counts it for this process; reading it never waits for the GPU."""
 
+    number: int
+    """CUDA's in this process."""
     uuid: str
     """As CUDA reports it, without the prefix `GPU-` or `MIG-`."""
 
     def allocated_bytes(self) -> int:
         """Return what tensors take now."""
-        return torch.cuda.memory_allocated(0)
+        return torch.cuda.memory_allocated(self.number)
 
     def reserved_bytes(self) -> int:
         """Return what the allocator holds for tensors, those that come included."""
-        return torch.cuda.memory_reserved(0)
+        return torch.cuda.memory_reserved(self.number)
 
     def peak_bytes(self) -> int:
         """Return the most that tensors took since the run began."""
-        return torch.cuda.max_memory_allocated(0)
+        return torch.cuda.max_memory_allocated(self.number)
 
 
-def gpu_memory(execution: ExecutionSpec) -> GpuMemory | None:
-    """Return the memory of the GPU that a run trains on, the first that CUDA shows this process; None on a CPU.
+def gpu_memory(execution: ExecutionSpec, *, most_gpus: int = 1) -> tuple[GpuMemory, ...]:
+    """Return the memory of each GPU that a run computes on, the first ones that CUDA shows this process.
 
-    None as well where CUDA does not start: what that means for the run, its training will find out and say.
+    None on a CPU, and none where CUDA does not start: what that means for the run, its training will find out and say.
     """
     if execution.device == "cpu" or not torch.cuda.is_available():
-        return None
+        return ()
     try:
-        return GpuMemory(uuid=str(torch.cuda.get_device_properties(0).uuid))
+        numbers = range(min(most_gpus, torch.cuda.device_count()))
+        return tuple(GpuMemory(number, str(torch.cuda.get_device_properties(number).uuid)) for number in numbers)
     except RuntimeError as error:
         logger.warning("no metrics of the GPU: %s", error)
-        return None
+        return ()
 
 
 def peak_memory_bytes() -> int:
-    """Return the peak of the GPU's memory since the run began, or of the process's resident memory without a GPU."""
-    if torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0:
-        return torch.cuda.max_memory_allocated()
+    """Return the peak since the run began: of the fullest GPU's memory, or without a GPU of the resident memory."""
+    of_gpus = [torch.cuda.max_memory_allocated(number) for number in _started_gpus()]
+    if any(of_gpus):
+        return max(of_gpus)
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
@@ -62,12 +66,17 @@ def peak_memory_bytes() -> int:
 
 def reset_peak_memory() -> None:
     """Forget the peaks of earlier runs of this process; one that has not touched a GPU has none there."""
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+    for number in _started_gpus():
+        torch.cuda.reset_peak_memory_stats(number)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
     except OSError:
         return  # elsewhere than on Linux the peak is the process's
+
+
+def _started_gpus() -> range:
+    """Return CUDA's numbers of the GPUs; none while this process has not touched any."""
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
 
 def release_gpu_memory() -> None:

@@ -52,6 +52,18 @@ def choose_device(execution: ExecutionSpec) -> torch.device:
     return torch.device("cuda" if has_gpu and execution.device != "cpu" else "cpu")
 
 
+def choose_devices(execution: ExecutionSpec, *, most_gpus: int = 1) -> tuple[torch.device, ...]:
+    """Return where a training computes: on so many of the GPUs that this process sees, or on the CPU.
+
+    Raises:
+        BadRequestError: If the spec demands a GPU and there is none.
+    """
+    device = choose_device(execution)
+    if device.type == "cpu" or most_gpus == 1:
+        return (device,)
+    return tuple(torch.device("cuda", number) for number in range(min(most_gpus, torch.cuda.device_count())))
+
+
 def choose_precision(execution: ExecutionSpec, device: torch.device) -> torch.dtype:
     """Return the type that the device computes fastest without losing quality, or the one the spec demands.
 

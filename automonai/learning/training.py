@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -28,10 +29,13 @@ from automonai.learning.losses import make_loss
 from automonai.learning.memory import allow_many_files, peak_memory_bytes, reset_peak_memory
 from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.network import build_network
-from automonai.learning.precision import Precision, choose_device, choose_precision, keep_freed_memory
+from automonai.learning.precision import Precision, choose_devices, choose_precision, keep_freed_memory
+from automonai.learning.shared_batch import SharedForward
 from automonai.learning.validation import Validation, validate, window_count
 from automonai.storage import keys
 from automonai.storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 PROCESS_BYTES = 500 * 2**20
 """Resident memory of a process that has loaded torch and MONAI and trained nothing."""
@@ -51,6 +55,7 @@ def train_run(
     cache_folder: Path,
     stop: threading.Event,
     meter: Meter = UNMETERED,
+    most_gpus: int = 1,
 ) -> Result:
     """Train one trial to one budget on one fold and return its COMPLETE result; the checkpoint is committed before.
 
@@ -63,6 +68,7 @@ def train_run(
         cache_folder: Of prepared cases; shared by any number of processes.
         stop: Set it to make the run commit and leave.
         meter: Hears of every step, validation and commit.
+        most_gpus: Of those that this process sees; several share every batch and the validations.
 
     Raises:
         BadRequestError: If the fold does not exist, has no cases, or the device cannot do what the spec demands.
@@ -76,16 +82,34 @@ def train_run(
     allow_many_files()
     reset_peak_memory()
     plan = make_plan(request.configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
-    device = choose_device(data.execution)
-    precision = Precision(device, choose_precision(data.execution, device))
-    _refuse_what_does_not_fit(request, plan, precision)
+    devices = choose_devices(data.execution, most_gpus=most_gpus)
+    precision = Precision(devices[0], choose_precision(data.execution, devices[0]))
+    planned_memory_bytes = planned_bytes(plan, precision, devices=len(devices))
+    _refuse_what_does_not_fit(request, planned_memory_bytes)
     cases = _prepare(request, data, plan, cache_folder, stop)
     trainer = _start(request, plan, precision, len(cases.training), store=store, cache_folder=cache_folder)
-    if data.execution.compile:
+    if len(devices) > 1:
+        _tell_of_sharing(len(devices), plan.batch_size)
+        trainer.forward = SharedForward(trainer.network, devices)
+    elif data.execution.compile:
         trainer.forward = torch.compile(trainer.network)
-    scorer = _Scorer(cases.validation, plan, precision, stop=stop)
+    scorer = _Scorer(cases.validation, plan, precision, devices=devices, stop=stop)
     tally = _train(request, data, trainer, cases, scorer, store=store, stop=stop, began=began, meter=meter)
-    return _result(request, trainer, scorer, tally, seconds=time.monotonic() - began)
+    return _result(
+        request,
+        trainer,
+        scorer,
+        tally,
+        seconds=time.monotonic() - began,
+        planned_memory_bytes=planned_memory_bytes,
+        device=_device_name(precision, devices),
+    )
+
+
+def _tell_of_sharing(gpus: int, batch_size: int) -> None:
+    logger.info("%d GPUs share the %d patches of every batch, and the validations", gpus, batch_size)
+    if gpus > batch_size:
+        logger.warning("%d of the GPUs only validate: a batch has %d patches", gpus - batch_size, batch_size)
 
 
 def failed_result(
@@ -120,19 +144,23 @@ def _reason(error: BaseException) -> FailureReason:
     return FailureReason.OUT_OF_MEMORY if is_out_of_memory(error) else FailureReason.BAD_CONFIGURATION
 
 
-def planned_bytes(plan: Plan, precision: Precision) -> int:
-    """Return what a run of that plan needs in the chosen precision: on a CPU the process itself included."""
+def planned_bytes(plan: Plan, precision: Precision, *, devices: int = 1) -> int:
+    """Return what a run of that plan needs in the chosen precision: on a CPU the process itself included.
+
+    Several devices share its batches; the first of them needs most.
+    """
     step = training_memory_bytes(
         plan.network,
         patch_voxels=plan.patch_voxels,
         batch_size=plan.batch_size,
         bytes_per_activation=precision.bytes_per_activation,
+        devices=devices,
     )
     return step + (PROCESS_BYTES if precision.device.type == "cpu" else 0)
 
 
-def _refuse_what_does_not_fit(request: TrainRequest, plan: Plan, precision: Precision) -> None:
-    needed, allowed = planned_bytes(plan, precision), request.memory_bytes
+def _refuse_what_does_not_fit(request: TrainRequest, needed: int) -> None:
+    allowed = request.memory_bytes
     if allowed is not None and needed > allowed:
         raise DoesNotFitError(
             f"a training step needs about {needed} bytes ({needed / 2**30:.2f} GiB), and the run may use {allowed}"
@@ -231,12 +259,19 @@ class _Scorer:
     """Validates, and remembers how long a case took."""
 
     def __init__(
-        self, cases: tuple[PreparedCase, ...], plan: Plan, precision: Precision, *, stop: threading.Event
+        self,
+        cases: tuple[PreparedCase, ...],
+        plan: Plan,
+        precision: Precision,
+        *,
+        devices: tuple[torch.device, ...],
+        stop: threading.Event,
     ) -> None:
         self.cases = cases
         self.seconds_per_case: float | None = None
         self._plan = plan
         self._precision = precision
+        self._devices = devices
         self._stop = stop
         self._loss_of = make_loss(plan.configuration.loss)
 
@@ -248,6 +283,7 @@ class _Scorer:
             precision=self._precision,
             loss_of=self._loss_of,
             stop=self._stop,
+            devices=self._devices,
         )
         self.seconds_per_case = scores.seconds / len(self.cases)
         return scores
@@ -288,7 +324,16 @@ def _train(
     return train(trainer, make_batch, settings=settings, validate=scorer, commit=commit, stop=stop, meter=meter)
 
 
-def _result(request: TrainRequest, trainer: Trainer, scorer: _Scorer, tally: Tally, *, seconds: float) -> Result:
+def _result(
+    request: TrainRequest,
+    trainer: Trainer,
+    scorer: _Scorer,
+    tally: Tally,
+    *,
+    seconds: float,
+    planned_memory_bytes: int,
+    device: str,
+) -> Result:
     progress, plan = trainer.progress, trainer.plan
     last = progress.curve[-1]
     loss = last.validation_loss if request.objective == "loss" else 1 - last.mean_dice
@@ -305,14 +350,16 @@ def _result(request: TrainRequest, trainer: Trainer, scorer: _Scorer, tally: Tal
         data_wait_seconds=tally.data_wait_seconds,
         patches_per_second=tally.patches_per_second,
         peak_memory_bytes=peak_memory_bytes(),
-        planned_memory_bytes=planned_bytes(plan, trainer.precision),
+        planned_memory_bytes=planned_memory_bytes,
         parameters=plan.parameters,
         checkpoint=keys.checkpoint_manifest(request.run_id),
-        device=_device_name(trainer.precision),
+        device=device,
     )
 
 
-def _device_name(precision: Precision) -> str:
-    if precision.device.type == "cuda":
-        return f"{torch.cuda.get_device_name(precision.device)}, {str(precision.dtype).removeprefix('torch.')}"
-    return f"cpu, {torch.get_num_threads()} threads, {str(precision.dtype).removeprefix('torch.')}"
+def _device_name(precision: Precision, devices: tuple[torch.device, ...]) -> str:
+    dtype = str(precision.dtype).removeprefix("torch.")
+    if precision.device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads, {dtype}"
+    name = torch.cuda.get_device_name(precision.device)
+    return f"{name}, {dtype}" if len(devices) == 1 else f"{len(devices)} x {name}, {dtype}"

@@ -5,11 +5,14 @@ Axes: logits_KXYZ, label_XYZ (class indices), counts_KK (voxels by true and by p
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, prod
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -27,6 +30,10 @@ _FORWARD_SHARE = 0.35  # of a training step that a prediction of the same voxels
 _SLAB_VOXELS = 2**21  # the loss needs some 50 bytes per class and voxel
 
 
+_Score = tuple[float, NDArray[np.int64]]
+"""Of one case: its loss, and counts_KK."""
+
+
 @dataclass(frozen=True)
 class Validation:
     """Scores over the validation cases."""
@@ -38,7 +45,6 @@ class Validation:
     seconds: float
 
 
-@torch.no_grad()
 def validate(
     network: nn.Module,
     cases: Sequence[PreparedCase],
@@ -47,35 +53,74 @@ def validate(
     precision: Precision,
     loss_of: Loss,
     stop: threading.Event,
+    devices: Sequence[torch.device] = (),
 ) -> Validation:
     """Predict and score every case, without test-time flips: these belong to the ensemble's prediction.
+
+    Args:
+        network: In evaluation mode, on the precision's device.
+        cases: With labels.
+        plan: Of the network.
+        precision: Of the forward pass.
+        loss_of: Of logits and labels.
+        stop: Ends the validation before the next case.
+        devices: Several divide the cases among them, the precision's device being the first; each holds one volume.
 
     Raises:
         StopRequestedError: If `stop` was set before the last case.
     """
     began = time.perf_counter()
-    losses: list[float] = []
-    dice: dict[int, list[float]] = {value: [] for value in plan.label_values[1:]}
-    for case in cases:
+
+    @torch.no_grad()
+    def score(case: PreparedCase, own: nn.Module, device: torch.device) -> _Score:
         if stop.is_set():
             raise StopRequestedError("stopped within a validation")
         logits_KXYZ = sliding_window_logits(
-            network,
+            own,
             case.image,
             plan=plan,
             statistics=case.statistics,
-            device=precision.device,
+            device=device,
             dtype=precision.dtype,
             background=case.background,
         )
         assert case.label is not None
-        loss, counts_KK = score_volume(logits_KXYZ, case.label, loss_of)
-        losses.append(loss)
-        for value, score in zip(plan.label_values[1:], class_dice(counts_KK), strict=True):
-            if score is not None:
-                dice[value].append(score)
-    means = {value: float(np.mean(scores)) for value, scores in dice.items() if scores}
-    return Validation(float(np.mean(losses)), means, time.perf_counter() - began)
+        return score_volume(logits_KXYZ, case.label, loss_of)
+
+    if len(devices) > 1:
+        scores = _divided(score, cases, network, devices)
+    else:
+        scores = [score(case, network, precision.device) for case in cases]
+    dice: dict[int, list[float]] = {value: [] for value in plan.label_values[1:]}
+    for _, counts_KK in scores:
+        for value, of_class in zip(plan.label_values[1:], class_dice(counts_KK), strict=True):
+            if of_class is not None:
+                dice[value].append(of_class)
+    means = {value: float(np.mean(each)) for value, each in dice.items() if each}
+    return Validation(float(np.mean([loss for loss, _ in scores])), means, time.perf_counter() - began)
+
+
+def _divided(
+    score: Callable[[PreparedCase, nn.Module, torch.device], _Score],
+    cases: Sequence[PreparedCase],
+    network: nn.Module,
+    devices: Sequence[torch.device],
+) -> list[_Score]:
+    """Score cases on several devices at once, a thread and a copy of the network for each; in the cases' order."""
+    free: SimpleQueue[tuple[nn.Module, torch.device]] = SimpleQueue()
+    free.put((network, devices[0]))
+    for device in devices[1:]:
+        free.put((copy.deepcopy(network).to(device), device))
+
+    def score_on_a_free_device(case: PreparedCase) -> _Score:
+        own, device = free.get()
+        try:
+            return score(case, own, device)
+        finally:
+            free.put((own, device))
+
+    with ThreadPoolExecutor(len(devices), "validation") as pool:
+        return list(pool.map(score_on_a_free_device, cases))
 
 
 def score_volume(logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss) -> tuple[float, NDArray[np.int64]]:

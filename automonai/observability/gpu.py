@@ -1,4 +1,4 @@
-"""The GPU of a run: what NVML says of the card, and PyTorch's allocator of this process; read when somebody looks.
+"""The GPUs of a run: what NVML says of the card, and PyTorch's allocator of this process; read when somebody looks.
 
 Without NVML, or where it cannot tell (utilisation and power of a part of a card, MIG), its families are absent.
 """
@@ -48,7 +48,12 @@ Handle = object
 
 
 class Allocator(Protocol):
-    """The memory of the run's GPU as PyTorch counts it for this process."""
+    """The memory of one of the run's GPUs as PyTorch counts it for this process."""
+
+    @property
+    def number(self) -> int:
+        """CUDA's in this process."""
+        ...
 
     @property
     def uuid(self) -> str:
@@ -121,41 +126,35 @@ class Card:
 
 
 class GpuMetrics(Collector):
-    """The families of one run's GPU."""
+    """The families of one run's GPUs."""
 
-    def __init__(self, allocator: Allocator, *, load: Callable[[], Nvml | None] | None = None) -> None:
+    def __init__(self, *allocators: Allocator, load: Callable[[], Nvml | None] | None = None) -> None:
         """Remember where to read.
 
         Args:
-            allocator: Of the process that trains.
+            allocators: One for each GPU, of the process that trains.
             load: Returns NVML, or None where there is none; the machine's if left out.
         """
-        self._allocator = allocator
+        self._allocators = allocators
         self._load = load or load_nvml
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the allocator's families, and NVML's where it answers."""
-        device, allocator = self._card.name if self._card else "0", self._allocator
-        yield _gauge(ALLOCATED, device, allocator.allocated_bytes())
-        yield _gauge(RESERVED, device, allocator.reserved_bytes())
-        yield _gauge(PEAK, device, allocator.peak_bytes())
-        if self._card is not None:
-            yield from _card_families(self._card)
+        """Yield the allocators' families, and NVML's where it answers."""
+        families = {definition: definition.gauge_family() for definition in GPU_METRICS}
+        for allocator, card in zip(self._allocators, self._cards, strict=True):
+            device = card.name if card else str(allocator.number)
+            for definition, value in _values(allocator, card):
+                families[definition].add_metric((device,), value)
+        yield from (family for family in families.values() if family.samples)
 
     @cached_property
-    def _card(self) -> Card | None:
+    def _cards(self) -> tuple[Card | None, ...]:
         nvml = self._load()
-        if nvml is None:
-            return None
-        try:
-            return find_card(nvml, uuid=self._allocator.uuid, visible=os.environ.get(VISIBLE_VARIABLE, ""))
-        except nvml.NVMLError as error:
-            _report(f"NVML does not know the GPU {self._allocator.uuid} of this run", f"{error}")
-            return None
+        return tuple(None if nvml is None else _card(nvml, allocator) for allocator in self._allocators)
 
 
-def find_card(nvml: Nvml, *, uuid: str, visible: str) -> Card:
-    """Return what CUDA calls device 0 in this process.
+def find_card(nvml: Nvml, *, uuid: str, visible: str, number: int = 0) -> Card:
+    """Return what CUDA calls by that number in this process.
 
     CUDA's numbers are not NVML's: CUDA_VISIBLE_DEVICES chooses and orders, and CUDA sorts by speed where NVML sorts by
     bus. So the card is found by the UUID that CUDA reports. For a MIG part this is, by CUDA's version, its own or the
@@ -163,12 +162,13 @@ def find_card(nvml: Nvml, *, uuid: str, visible: str) -> Card:
 
     Args:
         nvml: Initialised.
-        uuid: Of device 0, as CUDA reports it, without its prefix.
+        uuid: As CUDA reports it, without its prefix.
         visible: CUDA_VISIBLE_DEVICES; empty if it is not set.
+        number: CUDA's.
     """
-    first = visible.split(",")[0].strip()
-    if first.startswith("MIG-"):
-        handle = nvml.nvmlDeviceGetHandleByUUID(first)
+    entries = [entry.strip() for entry in visible.split(",")]
+    if number < len(entries) and entries[number].startswith("MIG-"):
+        handle = nvml.nvmlDeviceGetHandleByUUID(entries[number])
     else:
         found = _by_uuid(nvml, uuid)
         handle = _first_part(nvml, found) or found
@@ -216,18 +216,26 @@ def _name(nvml: Nvml, handle: Handle) -> str:
     return f"{nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle))}:{index}"
 
 
-def _card_families(card: Card) -> Iterator[Metric]:
+def _card(nvml: Nvml, allocator: Allocator) -> Card | None:
+    visible = os.environ.get(VISIBLE_VARIABLE, "")
+    try:
+        return find_card(nvml, uuid=allocator.uuid, visible=visible, number=allocator.number)
+    except nvml.NVMLError as error:
+        _report(f"NVML does not know the GPU {allocator.uuid} of this run", f"{error}")
+        return None
+
+
+def _values(allocator: Allocator, card: Card | None) -> Iterator[tuple[Definition, float]]:
+    yield ALLOCATED, allocator.allocated_bytes()
+    yield RESERVED, allocator.reserved_bytes()
+    yield PEAK, allocator.peak_bytes()
+    if card is None:
+        return
     for definition, read in ((TOTAL, card.total_bytes), (UTILIZATION, card.utilization_ratio), (POWER, card.watts)):
         try:
-            yield _gauge(definition, card.name, read())
+            yield definition, read()
         except card.nvml.NVMLError as error:
             _report(f"no {definition.name} of GPU {card.name}", f"{error}")
-
-
-def _gauge(definition: Definition, device: str, value: float) -> Metric:
-    family = definition.gauge_family()
-    family.add_metric((device,), value)
-    return family
 
 
 @cache

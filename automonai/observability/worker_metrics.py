@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,18 +43,18 @@ class WorkerMetrics(Collector):
 
     @contextmanager
     def during(
-        self, request: TrainRequest | EnsembleRequest, *collectors: Collector, allocator: Allocator | None
+        self, request: TrainRequest | EnsembleRequest, *collectors: Collector, allocators: Sequence[Allocator]
     ) -> Iterator[None]:
         """Show what a run has to show meanwhile.
 
         Args:
             request: Gives the labels.
             collectors: Of the run.
-            allocator: Of the GPU that it uses; None on a CPU.
+            allocators: Of the GPUs that it uses; none on a CPU.
         """
-        gpu = () if allocator is None else (GpuMetrics(allocator),)
+        gpus = (GpuMetrics(*allocators),) if allocators else ()
         labels = {"study": self._study, **run_labels(request)}
-        self._shown = Labelled(*self._process, *collectors, *gpu, labels=labels)
+        self._shown = Labelled(*self._process, *collectors, *gpus, labels=labels)
         try:
             with _written(self._shown, self._file) if self._file else contextlib.nullcontext():
                 yield

@@ -43,14 +43,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
     )
 
 
-def train(data: StudyData, folder: Path, *, epochs: int = 4, **choices: object) -> Result:
+def train(data: StudyData, folder: Path, *, epochs: int = 4, most_gpus: int = 1, **choices: object) -> Result:
     request = TrainRequest(
         run=Run(trial=0, budget_epochs=epochs),
         configuration=Configuration.model_validate({"depth": 3, "channels": 8, **choices}),
         seed=1,
     )
     store = LocalStore(folder / "store")
-    return train_run(request, data, store=store, cache_folder=folder / "cache", stop=threading.Event())
+    return train_run(
+        request, data, store=store, cache_folder=folder / "cache", stop=threading.Event(), most_gpus=most_gpus
+    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -72,6 +74,21 @@ def test_every_loss_trains_in_2d_and_3d(data: StudyData, tmp_path: Path, loss: L
 def test_a_compiled_network_trains(data: StudyData, tmp_path: Path) -> None:
     execution = data.execution.model_copy(update={"compile": True})
     assert train(data.model_copy(update={"execution": execution}), tmp_path).state is RunState.COMPLETE
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices here")
+def test_two_gpus_train_what_one_trains(data: StudyData, tmp_path: Path) -> None:
+    execution = data.execution.model_copy(update={"precision": "float32"})
+    data = data.model_copy(update={"execution": execution})
+    one, two = (train(data, tmp_path / str(gpus), most_gpus=gpus) for gpus in (1, 2))
+    assert two.device is not None
+    assert two.device.startswith("2 x ")
+    assert [point.training_loss for point in two.curve] == pytest.approx(
+        [point.training_loss for point in one.curve], rel=1e-3
+    )
+    assert [point.validation_loss for point in two.curve] == pytest.approx(
+        [point.validation_loss for point in one.curve], rel=1e-2
+    )
 
 
 def test_the_gpu_predicts_what_the_cpu_predicts_wherever_the_sums_are_held(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,9 +38,9 @@ class LastLook(WorkerMetrics):
 
     @contextmanager
     def during(
-        self, request: TrainRequest | EnsembleRequest, *collectors: Collector, allocator: Allocator | None
+        self, request: TrainRequest | EnsembleRequest, *collectors: Collector, allocators: Sequence[Allocator]
     ) -> Iterator[None]:
-        with super().during(request, *collectors, allocator=allocator):
+        with super().during(request, *collectors, allocators=allocators):
             yield
             for sample in (sample for family in self.collect() for sample in family.samples):
                 own = [value for name, value in sample.labels.items() if name not in LABELS]

@@ -163,16 +163,17 @@ def test_a_job_that_sees_none_of_its_gpus_says_so_in_its_log_and_its_result(
     assert "driver" in log
 
 
-@pytest.mark.parametrize("held", ["0", "1", "2"])
-def test_a_job_that_uses_its_gpu_is_told_only_of_those_that_it_cannot_use(
+@pytest.mark.parametrize("held", ["0", "1", "2", "3"])
+def test_a_job_that_uses_its_gpus_is_told_only_of_those_that_it_does_not_see(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, held: str
 ) -> None:
     monkeypatch.setenv(GPUS_VARIABLE, held)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     patch_training(monkeypatch, None)
     serve(store)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == (["its Job holds 2 GPUs; a training uses one only"] if held == "2" else [])
+    assert warnings == (["its Job holds 3 GPUs, and torch finds 2"] if held == "3" else [])
     assert Result.model_validate_json(store.get(keys.result(REQUEST.run_id))).device == train(REQUEST).device
 
 

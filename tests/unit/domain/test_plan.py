@@ -41,6 +41,15 @@ def test_memory_grows_with_patches_and_not_only_with_weights() -> None:
     assert weights == 22 * parameter_count(plan())
 
 
+def test_devices_share_the_patches_and_the_first_has_the_loss_of_all() -> None:
+    def planned(batch_size: int, devices: int) -> int:
+        return training_memory_bytes(plan(), patch_voxels=(16, 16, 16), batch_size=batch_size, devices=devices)
+
+    assert planned(2, 1) < planned(4, 2) < planned(4, 1)
+    assert planned(4, 3) == planned(4, 2)
+    assert planned(1, 8) == planned(1, 1)
+
+
 def test_float32_activations_take_twice_the_memory_of_bfloat16() -> None:
     def kept(size: int) -> int:
         return training_memory_bytes(

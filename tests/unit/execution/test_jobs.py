@@ -104,6 +104,15 @@ def test_no_gpu_is_asked_for_on_a_cpu() -> None:
     assert container["resources"] == {}
 
 
+def test_the_choice_of_the_ensemble_holds_one_gpu_and_says_so() -> None:
+    ensemble = EnsembleRequest(candidates=(Member(run_id="x", trial=0, fold=0, checkpoint="x"),))
+    for one, held in ((request(), "2"), (ensemble, "1")):
+        made: dict[str, Any] = job_manifest(one, FULL, study=STUDY, owner=OWNER)
+        container = made["spec"]["template"]["spec"]["containers"][0]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == held
+        assert {"name": "AUTOMONAI_GPUS", "value": held} in container["env"]
+
+
 def test_kueue_labels_the_job_and_not_its_pod() -> None:
     made = manifest(FULL)
     label = "kueue.x-k8s.io/queue-name"

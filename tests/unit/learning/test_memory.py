@@ -6,26 +6,39 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from automonai.learning.memory import allow_many_files, gpu_memory, release_gpu_memory, reset_peak_memory
+from automonai.learning.memory import (
+    allow_many_files,
+    gpu_memory,
+    peak_memory_bytes,
+    release_gpu_memory,
+    reset_peak_memory,
+)
 from automonai.spec import ExecutionSpec
 
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="aaaa"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=f"gpu{number}"))
 
 
 @pytest.mark.usefixtures("a_gpu")
-def test_a_run_on_a_gpu_has_that_gpus_memory() -> None:
-    found = gpu_memory(ExecutionSpec(device="auto"))
-    assert found is not None
-    assert found.uuid == "aaaa"
+@pytest.mark.parametrize(("most_gpus", "uuids"), [(1, ["gpu0"]), (2, ["gpu0", "gpu1"]), (4, ["gpu0", "gpu1"])])
+def test_a_run_has_the_memory_of_the_gpus_that_it_computes_on(most_gpus: int, uuids: list[str]) -> None:
+    assert [memory.uuid for memory in gpu_memory(ExecutionSpec(device="auto"), most_gpus=most_gpus)] == uuids
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_the_peak_is_that_of_the_fullest_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda number: [5, 7][number])
+    assert peak_memory_bytes() == 7
 
 
 @pytest.mark.usefixtures("a_gpu")
 def test_a_run_that_leaves_the_gpu_alone_has_no_gpu_memory() -> None:
-    assert gpu_memory(ExecutionSpec(device="cpu")) is None
+    assert gpu_memory(ExecutionSpec(device="cpu")) == ()
 
 
 def test_a_gpu_that_does_not_start_is_a_warning_and_no_error(
@@ -35,14 +48,15 @@ def test_a_gpu_that_does_not_start_is_a_warning_and_no_error(
         raise RuntimeError("CUDA unknown error")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", refuse)
-    assert gpu_memory(ExecutionSpec()) is None
+    assert gpu_memory(ExecutionSpec()) == ()
     assert [record.getMessage() for record in caplog.records] == ["no metrics of the GPU: CUDA unknown error"]
 
 
 @pytest.mark.usefixtures("a_gpu")
 def test_a_process_that_leaves_the_gpu_alone_does_not_start_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+    def refuse(*_: int) -> None:
         raise AssertionError("CUDA was started")
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from automonai.errors import BadRequestError
-from automonai.learning.precision import Precision, choose_device, choose_precision, refusal
+from automonai.learning.precision import Precision, choose_device, choose_devices, choose_precision, refusal
 from automonai.spec import ExecutionSpec
 
 CPU = torch.device("cpu")
@@ -25,6 +25,16 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_device(ExecutionSpec()) == CPU
     with pytest.raises(BadRequestError, match="no GPU"):
         choose_device(ExecutionSpec(device="cuda"))
+
+
+@pytest.mark.parametrize(("most_gpus", "names"), [(1, ["cuda"]), (2, ["cuda:0", "cuda:1"]), (8, ["cuda:0", "cuda:1"])])
+def test_a_training_computes_on_as_many_gpus_as_it_may_and_sees(
+    monkeypatch: pytest.MonkeyPatch, most_gpus: int, names: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(device) for device in choose_devices(ExecutionSpec(), most_gpus=most_gpus)] == names
+    assert choose_devices(ExecutionSpec(device="cpu"), most_gpus=most_gpus) == (CPU,)
 
 
 def test_a_refusal_names_the_field_and_without_one_there_is_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:

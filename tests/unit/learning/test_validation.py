@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 import tracemalloc
 
@@ -12,7 +13,7 @@ from automonai.errors import StopRequestedError
 from automonai.imaging.preprocessing import Placement, PreparedCase
 from automonai.learning import validation
 from automonai.learning.precision import Precision
-from automonai.learning.validation import class_dice, score_volume, validate, window_count
+from automonai.learning.validation import Validation, class_dice, score_volume, validate, window_count
 
 SHAPE = (8, 8, 8)
 CASE = PreparedCase(
@@ -87,6 +88,41 @@ def test_a_stop_leaves_before_the_next_case(monkeypatch: pytest.MonkeyPatch) -> 
             stop=stop,
         )
     assert len(predicted) == 1
+
+
+def test_several_devices_give_the_scores_of_one_and_each_has_its_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices, networks = [torch.device("cpu")] * 2, set()
+    both_at_work = threading.Barrier(2)
+
+    def predict(network: torch.nn.Module, image: np.ndarray, **_: object) -> np.ndarray:
+        networks.add(network)
+        both_at_work.wait(timeout=10)  # which one device alone would wait for in vain
+        logits_KXYZ = np.zeros((2, *SHAPE), np.float32)
+        logits_KXYZ[1].flat[: int(image.max())] = 1
+        return logits_KXYZ
+
+    def scores(devices: list[torch.device]) -> Validation:
+        return validate(
+            torch.nn.Identity(),
+            cases,
+            plan=tiny_plan(),
+            precision=Precision(torch.device("cpu"), torch.float32),
+            loss_of=mean_logit,
+            stop=threading.Event(),
+            devices=devices,
+        )
+
+    label = np.ones(SHAPE, np.uint8)
+    cases = [
+        dataclasses.replace(CASE, image=np.full((1, *SHAPE), size, np.float32), label=label) for size in (64, 8, 32, 16)
+    ]
+    monkeypatch.setattr(validation, "sliding_window_logits", predict)
+    divided = scores(devices)
+    assert len(networks) == 2
+    both_at_work = threading.Barrier(1)
+    alone = scores([])
+    assert (divided.loss, divided.dice) == (alone.loss, alone.dice)
+    assert divided.dice[1] == pytest.approx(np.mean([2 * size / (size + 512) for size in (64, 8, 32, 16)]))
 
 
 def test_windows_overlap_by_half() -> None:

@@ -105,6 +105,7 @@ NVML = FakeNvml((SLOW, FAST, DIVIDED, FIRST, SECOND))
 @dataclass(frozen=True)
 class Allocator:
     uuid: str = "aaaa"
+    number: int = 0
 
     def allocated_bytes(self) -> int:
         return 1 * GIB
@@ -162,6 +163,18 @@ def test_a_card_shows_its_memory_utilisation_and_power_beside_the_allocators_byt
     assert {definition.name.removeprefix("automonai_gpu_") for definition in GPU_METRICS} == set(
         values(GpuMetrics(Allocator(), load=lambda: NVML))
     )
+
+
+def test_each_of_a_runs_gpus_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    families = list(GpuMetrics(Allocator("bbbb", 0), Allocator("aaaa", 1), load=lambda: NVML).collect())
+    assert [family.name for family in families] == [definition.name for definition in GPU_METRICS]
+    assert [[sample.labels["device"] for sample in family.samples] for family in families] == [["1", "0"]] * 6
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "2:2"), (1, "2:1")])
+def test_parts_are_found_in_the_order_in_which_cuda_was_given_them(number: int, name: str) -> None:
+    assert find_card(NVML, uuid="cccc", visible="MIG-2222,MIG-1111", number=number).name == name
 
 
 def test_a_part_of_a_card_shows_its_own_memory_and_says_once_what_nvml_cannot_tell(

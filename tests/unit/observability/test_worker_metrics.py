@@ -20,6 +20,7 @@ ENSEMBLE = EnsembleRequest(candidates=(Member(run_id="r", trial=7, fold=0, check
 
 
 class Allocator:
+    number = 0
     uuid = "aaaa"
 
     def allocated_bytes(self) -> int:
@@ -61,7 +62,7 @@ def test_a_runs_labels_are_those_of_its_job(asked: TrainRequest | EnsembleReques
 
 def test_everything_has_the_runs_labels_while_it_is_at_hand_and_the_process_alone_is_shown_after() -> None:
     metrics = WorkerMetrics(study="brain")
-    with metrics.during(REQUEST, a_gauge(), allocator=None):
+    with metrics.during(REQUEST, a_gauge(), allocators=()):
         during = labels(metrics)
     after = labels(metrics)
     run = {"study": "brain", "trial": "7", "rung": "9"}
@@ -73,7 +74,7 @@ def test_everything_has_the_runs_labels_while_it_is_at_hand_and_the_process_alon
 def test_a_runs_gpu_is_shown_with_the_runs_labels_and_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "load_nvml", lambda: None)
     metrics = WorkerMetrics(study="brain")
-    with metrics.during(REQUEST, allocator=Allocator()):
+    with metrics.during(REQUEST, allocators=[Allocator()]):
         found = labels(metrics)["automonai_gpu_memory_peak_bytes"]
     assert found == {"study": "brain", "trial": "7", "rung": "9", "device": "0"}
 
@@ -83,7 +84,7 @@ def test_a_run_that_fails_leaves_neither_its_series_nor_its_file(tmp_path: Path)
     metrics = WorkerMetrics(study="brain", file=file)
 
     def fail() -> None:
-        with metrics.during(REQUEST, a_gauge(), allocator=None):
+        with metrics.during(REQUEST, a_gauge(), allocators=()):
             wait_until(file.exists)
             raise ZeroDivisionError
 
@@ -97,7 +98,7 @@ def test_the_file_follows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(worker_metrics, "WRITE_SECONDS", 0.01)
     file = tmp_path / "worker-0.prom"
     metrics, loss = WorkerMetrics(study="brain", file=file), a_gauge()
-    with metrics.during(REQUEST, loss, allocator=None):
+    with metrics.during(REQUEST, loss, allocators=()):
         wait_until(file.exists)
         loss.set(0.125)
         wait_until(lambda: 'automonai_train_loss{rung="9",study="brain",trial="7"} 0.125' in file.read_text())
@@ -115,7 +116,7 @@ def test_a_file_that_cannot_be_written_is_said_once_and_the_run_goes_on(
     monkeypatch.setattr(worker_metrics, "WRITE_SECONDS", 0.01)
     monkeypatch.setattr(worker_metrics, "write_textfile", refuse)
     file = tmp_path / "worker-0.prom"
-    with WorkerMetrics(study="brain", file=file).during(REQUEST, allocator=None):
+    with WorkerMetrics(study="brain", file=file).during(REQUEST, allocators=()):
         wait_until(lambda: len(tries) > 2)
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert said == [f"no metrics in {file}: disk full"]
