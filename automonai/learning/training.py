@@ -256,7 +256,7 @@ def _to_plain_layout(module: nn.Module) -> None:
 
 
 class _Scorer:
-    """Validates, and remembers how long a case took."""
+    """Validates, and remembers how long a case took one device."""
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ class _Scorer:
             stop=self._stop,
             devices=self._devices,
         )
-        self.seconds_per_case = scores.seconds / len(self.cases)
+        self.seconds_per_case = scores.seconds * len(self._devices) / len(self.cases)
         return scores
 
 
