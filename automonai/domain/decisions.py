@@ -137,13 +137,13 @@ def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
     """Return the cap on a run's time per epoch, None without one: the spec's, or what its search has left for it.
 
     All slots wait for the search's last run, and the refit with them: one that would take much longer than the search
-    had left when it was queued is given up. The others fit, by what was known of their trial. A run that was lost may
-    have been almost done; it is held to the spec's cap alone. So are refits to none.
+    had left when it was queued is given up, once there is another to give an answer. The others fit, by what was known
+    of their trial. A run that was lost may have been almost done: it is held to the spec's cap alone, refits to none.
     """
     if run.purpose is Purpose.REFIT:
         return None
     record, cap = study.runs[run.id], study.spec.budget.max_seconds_per_epoch
-    if study.spec.budget.time is None or record.losses:
+    if study.spec.budget.time is None or record.losses or study.incumbent is None:
         return cap
     left = search_seconds(study) - study.elapsed_at(record.queued_at)
     of_time = OVERTIME * left / _epochs_of(study, Queue(run, record.resume_from))

@@ -3,25 +3,34 @@ from __future__ import annotations
 import pytest
 from studies import Bench, make_spec
 
+from automonai.domain.configuration import Configuration
 from automonai.domain.decisions import OVERTIME, most_seconds_per_epoch
-from automonai.domain.events import RunLost, RunQueued, SessionStarted, StudyStarted
+from automonai.domain.events import RunFinished, RunLost, RunQueued, SessionStarted, StudyStarted, TrialProposed
 from automonai.domain.request import TrainRequest, request_adapter
-from automonai.domain.run import LossCause, Purpose, Run
+from automonai.domain.run import LossCause, Origin, Purpose, Result, Run, RunState, Trial
 from automonai.domain.study import Study
 from automonai.storage import keys
 
 BEGAN = 1000.0
-NEW = Run(trial=0, budget_epochs=9)
+DONE = Run(trial=0, budget_epochs=1)
+NEW = Run(trial=1, budget_epochs=9)
 
 
-def queued(run: Run, *, after: float, resume_from: str | None = None, **budget: object) -> Study:
-    return Study.replay(
-        [
-            StudyStarted(at=BEGAN, spec=make_spec(**budget)),
-            SessionStarted(at=BEGAN, host="here", process=1),
-            RunQueued(at=BEGAN + after, run=run, resume_from=resume_from),
-        ]
+def queued(
+    run: Run, *, after: float, resume_from: str | None = None, is_first: bool = False, **budget: object
+) -> Study:
+    """Return a study in which a run was queued, another one having come to its end before unless it is the first."""
+    study = Study.replay(
+        [StudyStarted(at=BEGAN, spec=make_spec(**budget)), SessionStarted(at=BEGAN, host="here", process=1)]
     )
+    if not is_first:
+        trial = Trial(number=DONE.trial, configuration=Configuration(), origin=Origin.STANDARD, bracket=0)
+        study.apply(TrialProposed(at=BEGAN, trial=trial))
+        study.apply(RunQueued(at=BEGAN, run=DONE, resume_from=None))
+        result = Result(run_id=DONE.id, state=RunState.COMPLETE, loss=0.5)
+        study.apply(RunFinished(at=BEGAN + 50, run=DONE, result=result))
+    study.apply(RunQueued(at=BEGAN + after, run=run, resume_from=resume_from))
+    return study
 
 
 @pytest.mark.parametrize(
@@ -44,6 +53,11 @@ def test_without_a_time_budget_the_specs_cap_alone_holds(cap: float | None) -> N
     assert most_seconds_per_epoch(study, NEW) == cap
 
 
+def test_before_any_run_has_come_to_its_end_the_specs_cap_alone_holds() -> None:
+    study = queued(NEW, after=400, time=1000, refit_share=0.5, is_first=True)
+    assert most_seconds_per_epoch(study, NEW) is None
+
+
 def test_a_run_that_was_lost_is_held_to_the_specs_cap_alone() -> None:
     study = queued(NEW, after=400, time=1000, refit_share=0.5)
     study.apply(RunLost(at=BEGAN + 450, run_id=NEW.id, cause=LossCause.CRASH, why="its worker left"))
@@ -62,6 +76,6 @@ def test_every_request_of_a_study_has_its_cap() -> None:
     study = bench.run()
     requests = [request_adapter.validate_json(bench.store.get(keys.request(run_id))) for run_id in study.runs]
     assert {request.run.purpose for request in requests if isinstance(request, TrainRequest)} == set(Purpose)
-    for request in requests:
+    for request in requests[1:]:
         assert isinstance(request, TrainRequest)
         assert request.max_seconds_per_epoch == most_seconds_per_epoch(study, request.run)
