@@ -323,6 +323,7 @@ class _Session:
     store: Store
     executor: KubernetesExecutor
     memory_bytes: int | None
+    devices_per_run: int
 
 
 def _open(spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: JobTemplate) -> _Session:
@@ -338,7 +339,14 @@ def _open(spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: Jo
     executor = KubernetesExecutor(cluster, store, study=handle, template=template, slots=slots, owner=owner)
     memory_gib = study.spec.execution.memory_gib
     memory_bytes = template.memory_bytes if memory_gib is None else int(memory_gib * 2**30)
-    return _Session(study=study, data=data, store=store, executor=executor, memory_bytes=memory_bytes)
+    return _Session(
+        study=study,
+        data=data,
+        store=store,
+        executor=executor,
+        memory_bytes=memory_bytes,
+        devices_per_run=max(1, template.gpus_per_run),
+    )
 
 
 def _run(
@@ -357,6 +365,7 @@ def _run(
             sampler=seen.timed(make_sampler(session.study.spec.search)),
             executor=session.executor,
             memory_bytes=session.memory_bytes,
+            devices_per_run=session.devices_per_run,
             watch=ProgressWatch(here.progress_file, seen.watch),
             should_stop=lambda: stopped() or lease.is_lost(),
             may_write=lease.is_sure,

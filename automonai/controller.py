@@ -36,7 +36,7 @@ from automonai.domain.events import (
     StudyEnded,
     TrialProposed,
 )
-from automonai.domain.plan import make_plan
+from automonai.domain.plan import make_plan, training_memory_bytes
 from automonai.domain.refit import choose_refit, refit_deadline_seconds
 from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, StudyData, TrainRequest
 from automonai.domain.run import FailureReason, Purpose, Result, Run, RunState, Trial
@@ -100,7 +100,8 @@ class Controller:
     sampler: Sampler
     executor: Executor
     memory_bytes: int | None = None
-    """What one run may use; None: unknown."""
+    """What one run may use on each of its devices; None: unknown."""
+    devices_per_run: int = 1
     watch: Watch = field(default_factory=Unwatched)
     clock: Callable[[], float] = time.time
     should_stop: Callable[[], bool] = lambda: False
@@ -191,10 +192,13 @@ def _refusal(controller: Controller, trial: Trial, run: Run) -> Result | None:
     if limit is None:
         return None
     plan = make_plan(trial.configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
-    if plan.memory_bytes <= limit:
+    needed = training_memory_bytes(
+        plan.network, patch_voxels=plan.patch_voxels, batch_size=plan.batch_size, devices=controller.devices_per_run
+    )
+    if needed <= limit:
         return None
     message = (
-        f"a training step needs {plan.memory_bytes / 2**30:.1f} GiB, a run has {limit / 2**30:.1f} GiB"
+        f"a training step needs {needed / 2**30:.1f} GiB, a run has {limit / 2**30:.1f} GiB"
         f" ({plan.parameters / 1e6:.1f} million weights, patches of {plan.patch_voxels} voxels,"
         f" batches of {plan.batch_size})"
     )
@@ -203,7 +207,7 @@ def _refusal(controller: Controller, trial: Trial, run: Run) -> Result | None:
         state=RunState.FAILED,
         reason=FailureReason.DOES_NOT_FIT,
         message=message,
-        planned_memory_bytes=plan.memory_bytes,
+        planned_memory_bytes=needed,
         parameters=plan.parameters,
     )
 

@@ -39,7 +39,7 @@ class GpuMemory:
 def gpu_memory(execution: ExecutionSpec, *, most_gpus: int = 1) -> tuple[GpuMemory, ...]:
     """Return the memory of each GPU that a run computes on, the first ones that CUDA shows this process.
 
-    None on a CPU, and none where CUDA does not start: what that means for the run, its training will find out and say.
+    Empty on a CPU, and where CUDA does not start: what that means for the run, its training will find out and say.
     """
     if execution.device == "cpu" or not torch.cuda.is_available():
         return ()

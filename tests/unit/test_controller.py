@@ -1,12 +1,13 @@
 import json
 
 import pytest
-from studies import Bench, SeededSampler, make_spec, train
+from studies import Bench, SeededSampler, make_data, make_spec, train
 
 from automonai.controller import Unwatched
 from automonai.domain.bracket import hyperband_bracket
 from automonai.domain.configuration import Configuration
 from automonai.domain.events import Event, RunDisrupted, RunFinished, RunQueued, RunStarted, SessionStarted
+from automonai.domain.plan import make_plan
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Origin, Purpose, Result, RunState
 from automonai.domain.study import Study
@@ -292,6 +293,22 @@ def test_a_configuration_that_cannot_fit_is_refused_without_a_run() -> None:
     assert record.result.reason is FailureReason.DOES_NOT_FIT
     assert "GiB" in record.result.message
     assert record.run.id not in executor.trained
+
+
+@pytest.mark.parametrize(("devices", "is_refused"), [(1, True), (2, False)])
+def test_a_configuration_must_fit_as_its_devices_share_it(devices: int, is_refused: bool) -> None:
+    spec = make_spec(iterations=1)
+    data, configuration = make_data(spec), Configuration(channels=32)
+    plan = make_plan(configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=spec.training)
+
+    class Always(SeededSampler):
+        def propose(self, history: History, *, index: int, budget_epochs: int) -> Proposal:
+            return Proposal(configuration=configuration, origin=Origin.RANDOM)
+
+    bench = Bench(spec, sampler=Always(), memory_bytes=int(0.9 * plan.memory_bytes))
+    study = bench.run(devices_per_run=devices)
+    reasons = {record.result.reason for record in study.runs.values() if record.result}
+    assert (FailureReason.DOES_NOT_FIT in reasons) is is_refused
 
 
 def test_the_epoch_budget_is_never_exceeded() -> None:
