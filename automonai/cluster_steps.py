@@ -95,7 +95,7 @@ def check(parameters: StudyParameters, *, surroundings: Surroundings | None = No
     """
     here = surroundings or Surroundings.from_environment()
     spec = study_spec(parameters, here.store)
-    _template(here, parameters)
+    _template(here, parameters)  # refuses a faulty number of GPUs
     # Only now: a faulty parameter is told within a second, and these take longer than that to load.
     from automonai import api
     from automonai.search import make_sampler

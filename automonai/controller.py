@@ -36,7 +36,7 @@ from automonai.domain.events import (
     StudyEnded,
     TrialProposed,
 )
-from automonai.domain.plan import make_plan, training_memory_bytes
+from automonai.domain.plan import make_plan
 from automonai.domain.refit import choose_refit, refit_deadline_seconds
 from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, StudyData, TrainRequest
 from automonai.domain.run import FailureReason, Purpose, Result, Run, RunState, Trial
@@ -192,9 +192,7 @@ def _refusal(controller: Controller, trial: Trial, run: Run) -> Result | None:
     if limit is None:
         return None
     plan = make_plan(trial.configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
-    needed = training_memory_bytes(
-        plan.network, patch_voxels=plan.patch_voxels, batch_size=plan.batch_size, devices=controller.devices_per_run
-    )
+    needed = plan.step_bytes(devices=controller.devices_per_run)
     if needed <= limit:
         return None
     message = (

@@ -240,9 +240,14 @@ def _choose(
         )
 
 
+def _held_gpus() -> int:
+    """Return how many GPUs its Job holds; 0 where it is no Job's, or one for the CPU."""
+    return int(os.environ.get(GPUS_VARIABLE) or 0)
+
+
 def _most_gpus() -> int:
     """Return on how many GPUs a training computes: those that its Job holds; elsewhere on one."""
-    return max(1, int(os.environ.get(GPUS_VARIABLE) or 0))
+    return max(1, _held_gpus())
 
 
 def _unseen_gpus(execution: ExecutionSpec) -> str | None:
@@ -252,7 +257,7 @@ def _unseen_gpus(execution: ExecutionSpec) -> str | None:
     """
     from automonai.learning.precision import choose_devices
 
-    held = int(os.environ.get(GPUS_VARIABLE) or 0)
+    held = _held_gpus()
     if held == 0 or execution.device != "auto":
         return None
     devices = choose_devices(execution, most_gpus=held)

@@ -44,13 +44,23 @@ class Plan(Record):
     """The axis along which a 2D network takes its slices: the one with the largest voxels."""
     flip_axes: tuple[int, ...]
     memory_bytes: int
-    """What a training step needs, by our arithmetic (`training_memory_bytes`)."""
+    """What a training step on one device needs, by our arithmetic (`training_memory_bytes`)."""
     parameters: int
 
     @property
     def label_values(self) -> tuple[int, ...]:
         """Return the label value of each network output."""
         return tuple(sorted(self.labels))
+
+    def step_bytes(self, *, bytes_per_activation: int = 2, devices: int = 1) -> int:
+        """Return what a training step of it needs: `training_memory_bytes`."""
+        return training_memory_bytes(
+            self.network,
+            patch_voxels=self.patch_voxels,
+            batch_size=self.batch_size,
+            bytes_per_activation=bytes_per_activation,
+            devices=devices,
+        )
 
 
 def make_plan(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from automonai.domain.dataset import select
-from automonai.domain.plan import Plan, make_plan, training_memory_bytes
+from automonai.domain.plan import Plan, make_plan
 from automonai.domain.request import StudyData, TrainRequest
 from automonai.domain.run import FailureReason, Result, RunState
 from automonai.domain.seeds import derive_seed
@@ -149,13 +149,7 @@ def planned_bytes(plan: Plan, precision: Precision, *, devices: int = 1) -> int:
 
     Several devices share its batches; the first of them needs most.
     """
-    step = training_memory_bytes(
-        plan.network,
-        patch_voxels=plan.patch_voxels,
-        batch_size=plan.batch_size,
-        bytes_per_activation=precision.bytes_per_activation,
-        devices=devices,
-    )
+    step = plan.step_bytes(bytes_per_activation=precision.bytes_per_activation, devices=devices)
     return step + (PROCESS_BYTES if precision.device.type == "cpu" else 0)
 
 

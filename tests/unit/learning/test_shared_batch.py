@@ -37,7 +37,7 @@ def test_logits_and_gradients_are_those_of_one_device(spatial_dims: int, patches
     torch.testing.assert_close(found, expected)
 
 
-def test_every_device_gets_its_share_of_the_patches_and_weights_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_device_gets_its_share_of_the_patches_and_weights_of_its_own() -> None:
     trained = network(3)
     seen: list[tuple[int, int]] = []
 
