@@ -62,7 +62,11 @@ CARD = SimpleNamespace(
 )
 """NVML of a machine whose only card is hardly used."""
 ALLOCATOR = SimpleNamespace(
-    uuid="played", allocated_bytes=lambda: 70 * GIB, reserved_bytes=lambda: 78 * GIB, peak_bytes=lambda: 78 * GIB
+    number=0,
+    uuid="played",
+    allocated_bytes=lambda: 70 * GIB,
+    reserved_bytes=lambda: 78 * GIB,
+    peak_bytes=lambda: 78 * GIB,
 )
 """PyTorch's, of a training that nearly fills it."""
 
