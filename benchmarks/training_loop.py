@@ -5,7 +5,9 @@ For small and large networks, 2D and 3D, all on the same machine and threads, in
 (c) with augmentation, (d) CacheDataset, DataLoader and dictionary transforms with the same kinds of augmentation,
 around MONAI's own UNet in the same precision. Writes a markdown table of patches per second and of the ratios.
 
-    python benchmarks/training_loop.py [DATASET] [--output FILE] [--repeats 5] [--seconds 6] [--threads 2]
+    python benchmarks/training_loop.py [DATASET] [--output FILE] [--repeats 5] [--seconds 6] [--threads 2] [--workers 1]
+
+It runs on the GPU where there is one; `--max-patch-voxels 2097152` gives it patches of its size.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def main() -> None:
         checked = check_dataset(root)
         rows = [
             _row(checked, name, convolution, Path(folder) / "cache", options)
-            for name in NETWORKS
+            for name in options.networks
             for convolution in Convolution
         ]
     text = "\n".join([*_header(options), *rows]) + "\n"
@@ -84,13 +86,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1, help="of MONAI's DataLoader")
+    parser.add_argument("--max-patch-voxels", type=int, default=TrainingSpec().max_patch_voxels)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     return parser.parse_args()
 
 
 def _header(options: argparse.Namespace) -> list[str]:
+    device = choose_device(ExecutionSpec())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return [
-        f"{options.threads} threads, {options.repeats} repeats in turn of {options.seconds:g} s; ratios are medians"
-        " (smallest to largest)",
+        f"{name}, {options.threads} threads, {options.workers} workers of MONAI's loader, {options.repeats} repeats in"
+        f" turn of {options.seconds:g} s; ratios are medians (smallest to largest)",
         "",
         "| network | patch, batch | resident, patches/s | ours plain / resident | ours augmented / resident"
         " | ours augmented / MONAI pipeline |",
@@ -100,12 +106,12 @@ def _header(options: argparse.Namespace) -> list[str]:
 
 def _row(checked: CheckedDataset, name: str, convolution: Convolution, cache: Path, options: argparse.Namespace) -> str:
     rates: dict[str, list[float]] = {"resident": [], "plain": [], "augmented": [], "monai": []}
-    plan = _plan(checked, name, convolution, augmentation=1.0)
+    plan = _plan(checked, name, convolution, options, augmentation=1.0)
     cases = [
         prepare_case(checked.dataset, case, spacing_mm=None, crop=plan.configuration.crop, cache_folder=cache)
         for case in select(checked.dataset, [case.id for case in checked.dataset.cases])
     ]
-    still = _plan(checked, name, convolution, augmentation=0.0)
+    still = _plan(checked, name, convolution, options, augmentation=0.0)
     for _ in range(options.repeats):
         rates["resident"].append(_rate(_trainer(plan), _resident(plan), options.seconds))
         rates["plain"].append(_rate(_trainer(still), _ours(still, cases), options.seconds))
@@ -127,12 +133,15 @@ def _ratio(ours: list[float], theirs: list[float]) -> str:
     return f"{median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
 
 
-def _plan(checked: CheckedDataset, name: str, convolution: Convolution, *, augmentation: float) -> Plan:
+def _plan(
+    checked: CheckedDataset, name: str, convolution: Convolution, options: argparse.Namespace, *, augmentation: float
+) -> Plan:
     configuration = Configuration(
         **NETWORKS[name], convolution=convolution, augmentation=augmentation, flips=Flips.LEFT_RIGHT
     )
     facts = fingerprint(checked, [case.id for case in checked.dataset.cases])
-    return make_plan(configuration, dataset=checked.dataset, fingerprint=facts, training=TrainingSpec())
+    training = TrainingSpec(max_patch_voxels=options.max_patch_voxels)
+    return make_plan(configuration, dataset=checked.dataset, fingerprint=facts, training=training)
 
 
 def _our_network(plan: Plan) -> nn.Module:
@@ -195,8 +204,9 @@ def _rate(trainer: Trainer, batches: Batches, seconds: float) -> float:
 
 def _resident(plan: Plan) -> Batches:
     shape = (plan.batch_size, plan.network.in_channels, *plan.patch_voxels)
-    image = torch.randn(shape)
-    label = torch.randint(plan.network.out_channels, (shape[0], *plan.patch_voxels), dtype=torch.uint8)
+    device = choose_device(ExecutionSpec())
+    image = torch.randn(shape, device=device)
+    label = torch.randint(plan.network.out_channels, (shape[0], *plan.patch_voxels), dtype=torch.uint8, device=device)
     while True:
         yield image, label
 

@@ -10,7 +10,7 @@ import torch
 
 from automonai.domain.configuration import Configuration, Flips, LossName
 from automonai.domain.request import StudyData, TrainRequest
-from automonai.domain.run import Result, Run, RunState
+from automonai.domain.run import FailureReason, Result, Run, RunState
 from automonai.domain.splitting import make_split
 from automonai.imaging.checking import check_dataset
 from automonai.imaging.fingerprinting import fingerprint
@@ -18,7 +18,7 @@ from automonai.imaging.phantom import write_phantom
 from automonai.learning import inference
 from automonai.learning.checkpoint import read_member
 from automonai.learning.inference import sliding_window_logits
-from automonai.learning.training import train_run
+from automonai.learning.training import failed_result, train_run
 from automonai.spec import ExecutionSpec, TrainingSpec
 from automonai.storage.local import LocalStore
 
@@ -74,6 +74,22 @@ def test_every_loss_trains_in_2d_and_3d(data: StudyData, tmp_path: Path, loss: L
 def test_a_compiled_network_trains(data: StudyData, tmp_path: Path) -> None:
     execution = data.execution.model_copy(update={"compile": True})
     assert train(data.model_copy(update={"execution": execution}), tmp_path).state is RunState.COMPLETE
+
+
+def test_too_little_gpu_memory_is_a_failed_run_with_its_peak(data: StudyData, tmp_path: Path) -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 64 * 2**20) / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError) as raised:
+            train(data, tmp_path, channels=64, first_stride=1)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    request = TrainRequest(run=Run(trial=0, budget_epochs=4), configuration=Configuration(), seed=1)
+    result = failed_result(request, raised.value)
+    assert result.reason is FailureReason.OUT_OF_MEMORY
+    assert result.peak_memory_bytes is not None
+    assert result.peak_memory_bytes > 0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices here")
