@@ -46,10 +46,11 @@ from automonai.imaging.fingerprinting import fingerprint
 from automonai.imaging.patches import PatchReader
 from automonai.imaging.phantom import write_phantom
 from automonai.imaging.preprocessing import PreparedCase, normalise, prepare_case
+from automonai.learning.batches import batch_source, read_ahead, readers_beside
 from automonai.learning.checkpoint import Progress
-from automonai.learning.loop import Trainer, batch_source, read_ahead
+from automonai.learning.loop import Trainer
 from automonai.learning.losses import make_loss
-from automonai.learning.network import build_network
+from automonai.learning.network import build_network, place
 from automonai.learning.precision import Precision, choose_device, choose_precision, keep_freed_memory
 from automonai.spec import ExecutionSpec, TrainingSpec
 
@@ -181,7 +182,7 @@ def _trainer(plan: Plan, make_network: Callable[[Plan], nn.Module] = _our_networ
     precision = Precision(device, choose_precision(ExecutionSpec(), device))
     return Trainer(
         plan,
-        make_network(plan).to(device),
+        place(make_network(plan), device),
         loss_of=make_loss(plan.configuration.loss),
         precision=precision,
         progress=Progress(seed=0, steps_per_epoch=1),
@@ -215,7 +216,9 @@ def _ours(plan: Plan, cases: list[PreparedCase]) -> Batches:
     augmentation = Augmentation.of(plan)
     whole = cases[: len(cases) // plan.batch_size * plan.batch_size] or cases
     reader = PatchReader(whole, plan, seed=0, margin_voxels=augmentation.margin_voxels)
-    return read_ahead(batch_source(reader, augmentation, seed=0, device=choose_device(ExecutionSpec())), 0)
+    device = choose_device(ExecutionSpec())
+    make = batch_source(reader, augmentation, seed=0, device=device)
+    return read_ahead(make, 0, threads=readers_beside(device))
 
 
 def _monai_batches(plan: Plan, cases: list[PreparedCase], workers: int) -> Batches:

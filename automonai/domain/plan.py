@@ -103,14 +103,16 @@ def training_memory_bytes(
 ) -> int:
     """Return the memory of one training step: weights, gradients, Adam's moments, average, and saved activations.
 
-    A weight takes 20 bytes (itself, its gradient, two moments, its average) and its half-precision copy. Of each
-    convolution the result is kept, and once more after normalisation and activation; each residual sum and each
-    concatenation is a further copy. Six tenths more are for what lives only a moment: the gradients of activations, the
-    convolutions' workspace, what the allocator cannot fill. The loss holds some fourteen float32 values per class and
-    voxel. What the process itself takes (Python, torch, MONAI: some 500 MB) is not in it.
+    A weight takes 24 bytes: itself, its gradient, two moments, its average, and what the optimiser computes with. For
+    the backward pass autograd keeps the image, of each convolution the result, and once more after normalisation and
+    activation, each residual sum of the way down, and each concatenation; that count is within 2 % of what torch saves.
+    Then comes whatever is more: 66 bytes per class and voxel for the loss, or in the backward pass three
+    times the input and output of the largest convolution on the way up (gradients, copies in another layout). What the
+    process itself takes (Python, torch, MONAI: some 500 MB) is not in it.
 
-    Beside the measured peaks of eight networks on a CPU (2D and 3D, 0 to 3 residual units, 40,000 to 12 million
-    weights, both sizes of activations; 150 to 550 MB), this is within a fifth of each.
+    Beside measured peaks (26 on an NVIDIA H200, 7 on a CPU; 2D and 3D, 0 to 3 residual units, 40,000 to 19 million
+    weights, both sizes of activations; 150 MB to 10 GB) this is 0.83 to 1.41 times each, but 0.74 and 0.79 for twelve
+    classes on the GPU, whose library takes workspace for them.
 
     Args:
         network: The network in numbers.
@@ -120,26 +122,54 @@ def training_memory_bytes(
         devices: How many share the patches. The memory is that of the first, which has the loss of all of them.
     """
     voxels = -(-batch_size // devices) * prod(patch_voxels)
-    halved = network.spatial_dims
-    kept = sum(layer.tensors * layer.out_channels * (voxels >> (halved * layer.halvings)) for layer in _layers(network))
+    kept, moving = _features(network, voxels)
     loss = _LOSS_BYTES * network.out_channels * batch_size * prod(patch_voxels)
-    return parameter_count(network) * _BYTES_PER_WEIGHT + kept * bytes_per_activation * 8 // 5 + loss
+    activations = kept * bytes_per_activation + max(_MOVING_TIMES * moving * bytes_per_activation, loss)
+    return parameter_count(network) * _BYTES_PER_WEIGHT + activations + _LIBRARY_BYTES
 
 
-_BYTES_PER_WEIGHT = 22
-_LOSS_BYTES = 56
+def _features(network: NetworkPlan, voxels: int) -> tuple[int, int]:
+    """Return the numbers that the backward pass needs, and those in and out of the way up's largest convolution."""
+    kept, largest = network.in_channels * voxels, 0
+    for layer in _layers(network):
+        joined = layer.joined_features(voxels, network.spatial_dims)
+        result = layer.result_features(voxels, network.spatial_dims)
+        kept += joined + layer.kept * result
+        largest = max(largest, joined + result if joined else 0)
+    return kept, largest
+
+
+_BYTES_PER_WEIGHT = 24
+_LOSS_BYTES = 66
+_MOVING_TIMES = 3
+_LIBRARY_BYTES = 80 * 2**20
+"""Workspace that the libraries of convolutions take for the smallest networks, too."""
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One convolution of the UNet: `tensors` results of it are kept, at 1 / 2^halvings of the full resolution."""
+    """One convolution of the UNet."""
 
     in_channels: int
     out_channels: int
     kernel: int
     is_normalised: bool
     halvings: int
-    tensors: int
+    """Its result has 1 / 2^halvings of the full resolution."""
+    kept: int
+    """Tensors of its result's size that the backward pass needs."""
+    joined_halvings: int | None = None
+    """Of its input, if that is a concatenation."""
+
+    def joined_features(self, voxels: int, spatial_dims: int) -> int:
+        """Return the numbers in its input if that is a concatenation, else 0; `voxels` are those of the batch."""
+        if self.joined_halvings is None:
+            return 0
+        return self.in_channels * (voxels >> spatial_dims * self.joined_halvings)
+
+    def result_features(self, voxels: int, spatial_dims: int) -> int:
+        """Return the numbers in its result."""
+        return self.out_channels * (voxels >> spatial_dims * self.halvings)
 
 
 def _weights(layer: _Layer, spatial_dims: int) -> int:
@@ -156,24 +186,26 @@ def _layers(network: NetworkPlan) -> Iterator[_Layer]:
         yield from _down(inside, channels, stride, halvings, network.residual_units)
         inside = channels
     below = network.channels[-1]
+    has_unit = network.residual_units > 0
     for level in reversed(range(len(network.strides))):
+        joined_halvings = halvings
         halvings -= network.strides[level] == 2
-        out = network.out_channels if level == 0 else network.channels[level - 1]
         is_top = level == 0
-        has_unit = network.residual_units > 0
+        out = network.out_channels if is_top else network.channels[level - 1]
         joined = network.channels[level] + below
-        yield _Layer(joined, out, 3, not is_top or has_unit, halvings, 2)
+        is_normalised = has_unit or not is_top
+        yield _Layer(joined, out, 3, is_normalised, halvings, 2 if is_normalised else 0, joined_halvings)
         if has_unit:
-            yield _Layer(out, out, 3, not is_top, halvings, 3)
+            yield _Layer(out, out, 3, not is_top, halvings, 0 if is_top else 2)
         below = out
 
 
 def _down(inside: int, out: int, stride: int, halvings: int, units: int) -> Iterator[_Layer]:
-    yield _Layer(inside, out, 3, True, halvings, 2)
+    yield _Layer(inside, out, 3, True, halvings, 3 if units else 2)
     for _ in range(units - 1):
         yield _Layer(out, out, 3, True, halvings, 2)
     if units and (stride != 1 or inside != out):
-        yield _Layer(inside, out, 3 if stride != 1 else 1, False, halvings, 2)
+        yield _Layer(inside, out, 3 if stride != 1 else 1, False, halvings, 0)
 
 
 def _target_spacing(configuration: Configuration, fingerprint: Fingerprint) -> Triple | None:

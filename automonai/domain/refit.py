@@ -8,6 +8,8 @@ from automonai.domain.events import RefitChosen
 from automonai.domain.run import Purpose, Run, Trial
 from automonai.domain.study import Study
 
+REFIT_VALIDATIONS = 4
+"""A refit validates so often, where it is long enough: nothing is decided by these scores but the last."""
 ENSEMBLE_SHARE = 0.03
 """Part of a time budget that is kept for choosing and testing the ensemble, beside the predictions it takes."""
 EPOCHS_MARGIN = 1.15
@@ -17,18 +19,28 @@ ALIKE = 0.003
 
 
 @dataclass(frozen=True)
+class _Pace:
+    """How fast a configuration trains."""
+
+    seconds_per_epoch: float
+    """Of training alone."""
+    validations_seconds: float
+    """Of all validations of one refit."""
+
+
+@dataclass(frozen=True)
 class _Room:
     """What is left of a time budget for the refit, and how fast each configuration trains."""
 
     seconds: float
     slots: int
     enough_epochs: int
-    seconds_per_epoch: dict[int, float]
+    paces: dict[int, _Pace]
 
     def epochs(self, trial: int, members: int) -> float:
         """Return the epochs that one of so many members gets if it is of this trial."""
-        waves = -(-members // self.slots)
-        return self.seconds / waves / self.seconds_per_epoch[trial]
+        waves, pace = -(-members // self.slots), self.paces[trial]
+        return max(0.0, self.seconds / waves - pace.validations_seconds) / pace.seconds_per_epoch
 
     def is_enough(self, trial: int, members: int) -> bool:
         """Whether these epochs make the member worth training."""
@@ -98,8 +110,15 @@ def _room(study: Study, chosen: list[Trial], *, now: float, test_cases: int) -> 
         seconds=_seconds_left(study, now, test_cases),
         slots=study.spec.execution.max_parallel_runs,
         enough_epochs=study.spec.refit.min_epochs_factor * study.spec.budget.max_epochs,
-        seconds_per_epoch={trial.number: study.seconds_per_epoch(trial.number) or 1.0 for trial in chosen},
+        paces={trial.number: _pace(study, trial.number) for trial in chosen},
     )
+
+
+def _pace(study: Study, trial: int) -> _Pace:
+    whole = study.seconds_per_epoch(trial) or 1.0
+    training = study.training_seconds_per_epoch(trial) or whole
+    seconds_per_validation = max(0.0, whole - training) * study.spec.training.validation_every_epochs
+    return _Pace(training, REFIT_VALIDATIONS * seconds_per_validation)
 
 
 def _members(study: Study, room: _Room, chosen: list[Trial]) -> int:

@@ -149,6 +149,8 @@ class Result(Record):
     """Wall-clock time of this run, reading and validation included."""
     seconds_per_epoch: float | None = None
     """Training and validation time per epoch, start-up and preprocessing excluded."""
+    training_seconds_per_epoch: float | None = None
+    """Of it the time of the steps and of waiting for their batches."""
     prediction_seconds_per_case: float | None = None
     """Time to predict and score one validation case."""
     steps: int = 0

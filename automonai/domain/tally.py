@@ -22,3 +22,8 @@ class Tally:
     def patches_per_second(self) -> float | None:
         """Return the mean rate, validations included; None before the first step."""
         return self.patches / self.seconds if self.steps else None
+
+    @property
+    def training_seconds(self) -> float:
+        """Return the time of the steps and of waiting for their batches."""
+        return self.data_wait_seconds + self.step_seconds

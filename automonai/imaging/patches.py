@@ -62,32 +62,33 @@ class PatchReader:
         size = self._plan.batch_size
         order = np.random.default_rng(derive_seed(self._seed, "order", epoch)).permutation(len(self._cases))
         chosen = order[place * size : (place + 1) * size]
-        patches = [
-            self._patch(self._cases[case], epoch=epoch, index=place * size + number)
-            for number, case in enumerate(chosen)
-        ]
+        cases = [self._cases[case] for case in chosen]
+        sides = [side + 2 * margin for side, margin in zip(self._plan.patch_voxels, self._margin, strict=True)]
+        image_BCXYZ = np.zeros((len(cases), cases[0].image.shape[0], *sides), np.float32)
+        label_BXYZ = np.zeros((len(cases), *sides), np.uint8)
+        for number, case in enumerate(cases):
+            generator = np.random.default_rng(derive_seed(self._seed, "patch", epoch, place * size + number))
+            self._read_patch(case, generator, into=(image_BCXYZ[number], label_BXYZ[number]))
         return Batch(
-            image_BCXYZ=torch.from_numpy(np.stack([image for image, _ in patches])),
-            label_BXYZ=torch.from_numpy(np.stack([label for _, label in patches])),
-            spacing_B3=np.array([self._cases[case].spacing_mm for case in chosen]),
+            image_BCXYZ=torch.from_numpy(image_BCXYZ),
+            label_BXYZ=torch.from_numpy(label_BXYZ),
+            spacing_B3=np.array([case.spacing_mm for case in cases]),
         )
 
-    def _patch(self, case: PreparedCase, *, epoch: int, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        generator = np.random.default_rng(derive_seed(self._seed, "patch", epoch, index))
-        start = patch_start(case, self._plan.patch_voxels, generator, self._plan.configuration.foreground_oversampling)
-        begin = tuple(at - margin for at, margin in zip(start, self._margin, strict=True))
-        sides = tuple(side + 2 * margin for side, margin in zip(self._plan.patch_voxels, self._margin, strict=True))
+    def _read_patch(
+        self, case: PreparedCase, generator: np.random.Generator, *, into: tuple[NDArray[np.float32], NDArray[np.uint8]]
+    ) -> None:
+        image_CXYZ, label_XYZ = into
         assert case.label is not None
-        source, target = _overlap(begin, sides, case.label.shape)
-        image = np.zeros((case.image.shape[0], *sides), np.float32)
-        image[(slice(None), *target)] = normalise(
+        start = patch_start(case, self._plan.patch_voxels, generator, self._plan.configuration.foreground_oversampling)
+        begin = [at - margin for at, margin in zip(start, self._margin, strict=True)]
+        source, target = _overlap(begin, label_XYZ.shape, case.label.shape)
+        image_CXYZ[(slice(None), *target)] = normalise(
             case.image[(slice(None), *source)],
             normalisation=self._plan.configuration.normalisation,
             statistics=case.statistics,
         )
-        label = np.zeros(sides, np.uint8)
-        label[target] = case.label[source]
-        return image, label
+        label_XYZ[target] = case.label[source]
 
 
 def patch_start(

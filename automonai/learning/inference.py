@@ -39,7 +39,7 @@ _WORKSPACE_BYTES = 64 * 2**20
 _BATCH_VOXELS = 2**17
 _BATCH_VOXELS_CUDA = 2**21
 
-_SUMS_SHARE = 4
+_ROOM_SHARE = 4
 """Sums take at most a quarter of a GPU's free memory: for a moment they are there three times (`_Sums.finish`)."""
 
 
@@ -162,6 +162,18 @@ def prediction_memory_bytes(shape: Sequence[int], plan: Plan, *, networks: int =
     return sums + batch_windows * _activation_bytes(plan)
 
 
+def device_with_room(size_bytes: int, device: torch.device, *, what: str) -> torch.device:
+    """Return the device, or the CPU if so many bytes are more than a quarter of what a GPU has free."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if size_bytes <= free // _ROOM_SHARE:
+        return device
+    logger.info("%s, %d bytes, are held by the CPU: the GPU has %d free", what, size_bytes, free)
+    return torch.device("cpu")
+
+
 def scratch_array(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     """Return an array of zeros; above 512 MiB it is backed by an unnamed temporary file that goes with it."""
     size = prod(shape) * np.dtype(dtype).itemsize
@@ -229,7 +241,7 @@ class _Sums:
 
     def __init__(self, networks: int, classes: int, grid: _Grid, device: torch.device) -> None:
         section = (grid.patch[0], *grid.padded[1:])
-        device = _device_of_sums(networks * (classes + 1) * prod(section) * 4, device)
+        device = device_with_room(networks * (classes + 1) * prod(section) * 4, device, what="the sums of a prediction")
         self._logits = torch.zeros((networks, classes, *section), device=device)
         self._weights = torch.zeros((networks, *section), device=device)
         self._importance = _importance_map(grid.weighed, device).expand(grid.patch)
@@ -253,18 +265,6 @@ class _Sums:
                 sums.narrow(axis, 0, kept).copy_(sums.narrow(axis, planes, kept).clone())
             sums.narrow(axis, kept, planes).zero_()
         return finished.cpu().numpy()
-
-
-def _device_of_sums(size_bytes: int, device: torch.device) -> torch.device:
-    """Return the device, or the CPU if the sums would take too much of a GPU's memory."""
-    if device.type != "cuda":
-        return device
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if size_bytes <= free // _SUMS_SHARE:
-        return device
-    logger.info("the sums of a prediction, %d bytes, are held by the CPU: the GPU has %d free", size_bytes, free)
-    return torch.device("cpu")
 
 
 class _Forward:

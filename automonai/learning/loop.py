@@ -10,8 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from math import isfinite
@@ -21,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from automonai.domain.plan import Plan
+from automonai.domain.refit import REFIT_VALIDATIONS
 from automonai.domain.run import CurvePoint
-from automonai.domain.seeds import derive_seed
 from automonai.domain.tally import Tally
 from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
-from automonai.imaging.augmentation import Augmentation, augment
-from automonai.imaging.patches import PatchReader
+from automonai.learning.batches import MakeBatch, read_ahead, readers_beside
 from automonai.learning.checkpoint import Checkpoint, PlateauState, Progress, cpu_state
 from automonai.learning.losses import Loss
 from automonai.learning.metering import UNMETERED, Meter
@@ -45,10 +43,6 @@ _WARM_UP_STEPS = 2
 _MEASURED_STEPS = 6
 _RECENT_STEPS = 100
 _COMMIT_SECONDS = 3.0
-_REFIT_VALIDATIONS = 4
-
-MakeBatch = Callable[[int], tuple[Tensor, Tensor]]
-"""From a step to its image_BCXYZ and label_BXYZ, on the device that trains."""
 
 
 @dataclass(frozen=True)
@@ -164,43 +158,6 @@ class Trainer:
             torch._foreach_lerp_(self._averaged, self._parameters, weight)
 
 
-def batch_source(reader: PatchReader, augmentation: Augmentation, *, seed: int, device: torch.device) -> MakeBatch:
-    """Return what makes the augmented batch of a step from the step alone, on the device."""
-
-    def make(step: int) -> tuple[Tensor, Tensor]:
-        batch = reader.read(step)
-        return augment(
-            batch.image_BCXYZ.to(device),
-            batch.label_BXYZ.to(device),
-            augmentation=augmentation,
-            spacing_B3=batch.spacing_B3,
-            seed=derive_seed(seed, "augmentation", step),
-        )
-
-    return make
-
-
-def read_ahead(make: MakeBatch, first_step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Yield the batches of `first_step` and on, the next one being made in a thread meanwhile; close it when done."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        pending = pool.submit(make, first_step)
-        for step in _count(first_step + 1):
-            batch = pending.result()
-            pending = pool.submit(make, step)
-            yield batch
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)  # the thread's own number was torch's default for new threads, too
-
-
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
-
-
 def train(
     trainer: Trainer,
     make_batch: MakeBatch,
@@ -216,7 +173,7 @@ def train(
 
     Args:
         trainer: Fresh, or restored from a checkpoint.
-        make_batch: The batch of a step; called ahead from one other thread.
+        make_batch: The batch of a step; called ahead from other threads.
         settings: Length, schedule, deadline.
         validate: Scores the averaged network; raises StopRequestedError if `stop` is set before it has all scores.
         commit: Saves the trainer's state.
@@ -231,7 +188,8 @@ def train(
     """
     logger.info("step=%d: cases and network are ready", trainer.progress.step)
     pace = _Pace(settings, trainer.progress, patches_per_step=trainer.plan.batch_size, clock=clock)
-    with closing(read_ahead(make_batch, trainer.progress.step)) as batches:
+    readers = readers_beside(trainer.precision.device)
+    with closing(read_ahead(make_batch, trainer.progress.step, threads=readers)) as batches:
         if trainer.progress.validation_due and _ends_epoch(trainer.progress, pace.total_steps):
             _end_epoch(trainer, pace, validate=validate, commit=commit, meter=meter)
         while not trainer.progress.is_finished:
@@ -394,7 +352,7 @@ class _Pace:
         if not self.settings.decay:
             return progress.epoch % every == 0
         length = -(-self.total_steps // progress.steps_per_epoch)
-        every = max(every, -(-length // _REFIT_VALIDATIONS))
+        every = max(every, -(-length // REFIT_VALIDATIONS))
         return progress.epoch % every == 0 and length - progress.epoch >= every / 2
 
     def _expected_validation_seconds(self) -> float:
@@ -417,7 +375,7 @@ class _Pace:
 
     def _validations_ahead(self, progress: Progress) -> int:
         share_left = 1 - progress.step / max(1, self.total_steps)
-        return round(share_left * (_REFIT_VALIDATIONS - 1))
+        return round(share_left * (REFIT_VALIDATIONS - 1))
 
     def _refuse_if_too_slow(self, progress: Progress) -> None:
         cap = self.settings.max_seconds_per_epoch

@@ -25,6 +25,7 @@ from automonai.imaging.reading import Volume, file_ending, read_image, write_lab
 from automonai.learning.checkpoint import read_member
 from automonai.learning.faults import is_out_of_memory
 from automonai.learning.inference import WindowSettings, logit_slabs, scratch_array
+from automonai.learning.network import place
 from automonai.learning.precision import Precision
 from automonai.storage.store import Store
 
@@ -66,7 +67,7 @@ def load_members(
     loaded = []
     for member in members:
         plan, network = read_member(store, member.checkpoint, folder / member.run_id)
-        loaded.append(LoadedMember(plan, network.to(device).eval()))
+        loaded.append(LoadedMember(plan, place(network, device).eval()))
     return loaded
 
 

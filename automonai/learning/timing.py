@@ -9,7 +9,7 @@ import torch
 
 from automonai.domain.plan import Plan
 from automonai.learning.losses import make_loss
-from automonai.learning.network import build_network
+from automonai.learning.network import build_network, place
 from automonai.learning.precision import choose_device, choose_precision
 from automonai.spec import ExecutionSpec
 
@@ -29,7 +29,7 @@ def seconds_per_step(plan: Plan, *, execution: ExecutionSpec, threads: int) -> f
     torch.set_num_threads(threads)
     device = choose_device(execution)
     dtype = choose_precision(execution, device)
-    network = build_network(plan.network, slice_axis=plan.slice_axis).to(device)
+    network = place(build_network(plan.network, slice_axis=plan.slice_axis), device)
     loss_of = make_loss(plan.configuration.loss)
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.configuration.learning_rate)
     shape = (plan.batch_size, plan.network.in_channels, *plan.patch_voxels)

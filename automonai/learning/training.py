@@ -22,13 +22,14 @@ from automonai.errors import BadRequestError, DoesNotFitError, RunError, StopReq
 from automonai.imaging.augmentation import Augmentation
 from automonai.imaging.patches import PatchReader
 from automonai.imaging.preprocessing import PreparedCase, prepare_case
+from automonai.learning.batches import batch_source
 from automonai.learning.checkpoint import Progress, read_checkpoint, write_checkpoint
 from automonai.learning.faults import is_out_of_memory
-from automonai.learning.loop import LoopSettings, Trainer, batch_source, train
+from automonai.learning.loop import LoopSettings, Trainer, train
 from automonai.learning.losses import make_loss
 from automonai.learning.memory import allow_many_files, peak_memory_bytes, reset_peak_memory
 from automonai.learning.metering import UNMETERED, Meter
-from automonai.learning.network import build_network
+from automonai.learning.network import build_network, place
 from automonai.learning.precision import Precision, choose_devices, choose_precision, keep_freed_memory
 from automonai.learning.shared_batch import SharedForward
 from automonai.learning.validation import Validation, validate, window_count
@@ -239,14 +240,7 @@ def _new_network(plan: Plan, seed: int, device: torch.device) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         network = build_network(plan.network, slice_axis=plan.slice_axis)
-    if device.type == "cuda":  # torch's instance norm on GPUs wants the plain layout
-        network.apply(_to_plain_layout)
-    return network.to(device)
-
-
-def _to_plain_layout(module: nn.Module) -> None:
-    for parameter in module.parameters(recurse=False):
-        parameter.data = parameter.data.contiguous()
+    return place(network, device)
 
 
 class _Scorer:
@@ -330,6 +324,7 @@ def _result(
 ) -> Result:
     progress, plan = trainer.progress, trainer.plan
     last = progress.curve[-1]
+    epochs_of_process = tally.steps / progress.steps_per_epoch
     loss = last.validation_loss if request.objective == "loss" else 1 - last.mean_dice
     return Result(
         run_id=request.run_id,
@@ -338,7 +333,8 @@ def _result(
         curve=progress.curve,
         epochs=progress.epoch - progress.origin_step // progress.steps_per_epoch,
         seconds=seconds,
-        seconds_per_epoch=tally.seconds / tally.steps * progress.steps_per_epoch if tally.steps else None,
+        seconds_per_epoch=tally.seconds / epochs_of_process if tally.steps else None,
+        training_seconds_per_epoch=tally.training_seconds / epochs_of_process if tally.steps else None,
         prediction_seconds_per_case=scorer.seconds_per_case,
         steps=tally.steps,
         data_wait_seconds=tally.data_wait_seconds,

@@ -22,13 +22,13 @@ from torch import nn
 from automonai.domain.plan import Plan
 from automonai.errors import StopRequestedError
 from automonai.imaging.preprocessing import PreparedCase
-from automonai.learning.inference import sliding_window_logits
+from automonai.learning.inference import device_with_room, sliding_window_logits
 from automonai.learning.losses import Loss
 from automonai.learning.precision import Precision
 
 _FORWARD_SHARE = 0.35  # of a training step that a prediction of the same voxels takes
-_SLAB_VOXELS = 2**21  # the loss needs some 50 bytes per class and voxel
-
+_SLAB_VOXELS = 2**21
+_LOSS_BYTES = 66  # that the loss needs per class and voxel
 
 _Score = tuple[float, NDArray[np.int64]]
 """Of one case: its loss, and counts_KK."""
@@ -85,7 +85,7 @@ def validate(
             background=case.background,
         )
         assert case.label is not None
-        return score_volume(logits_KXYZ, case.label, loss_of)
+        return score_volume(logits_KXYZ, case.label, loss_of, device=device)
 
     if len(devices) > 1:
         scores = _divided(score, cases, network, devices)
@@ -123,18 +123,22 @@ def _divided(
         return list(pool.map(score_on_a_free_device, cases))
 
 
-def score_volume(logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss) -> tuple[float, NDArray[np.int64]]:
-    """Return a volume's loss and counts_KK, slab by slab, so that no array of the volume's size is made."""
+def score_volume(
+    logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss, *, device: torch.device
+) -> tuple[float, NDArray[np.int64]]:
+    """Return a volume's loss and counts_KK, computed on a device slab by slab, so that no further volume is made."""
     classes = len(logits_KXYZ)
     planes = max(1, _SLAB_VOXELS // prod(label_XYZ.shape[1:]))
+    size_bytes = _LOSS_BYTES * classes * planes * prod(label_XYZ.shape[1:])
+    device = device_with_room(size_bytes, device, what="the scores of a validation")
     total = 0.0
     counts_KK = np.zeros((classes, classes), np.int64)
     for start in range(0, label_XYZ.shape[0], planes):
-        logits = torch.from_numpy(np.ascontiguousarray(logits_KXYZ[:, start : start + planes]))
-        label = torch.from_numpy(np.array(label_XYZ[start : start + planes]))
+        logits = torch.from_numpy(np.ascontiguousarray(logits_KXYZ[:, start : start + planes])).to(device)
+        label = torch.from_numpy(np.array(label_XYZ[start : start + planes])).to(device)
         total += loss_of(logits[None], label[None]).item() * label.shape[0]
         pairs = label.long() * classes + logits.argmax(dim=0)
-        counts_KK += torch.bincount(pairs.flatten(), minlength=classes**2).reshape(classes, classes).numpy()
+        counts_KK += torch.bincount(pairs.flatten(), minlength=classes**2).reshape(classes, classes).cpu().numpy()
     return total / label_XYZ.shape[0], counts_KK
 
 

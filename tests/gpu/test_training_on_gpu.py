@@ -18,6 +18,7 @@ from automonai.imaging.phantom import write_phantom
 from automonai.learning import inference
 from automonai.learning.checkpoint import read_member
 from automonai.learning.inference import sliding_window_logits
+from automonai.learning.network import place
 from automonai.learning.training import failed_result, train_run
 from automonai.spec import ExecutionSpec, TrainingSpec
 from automonai.storage.local import LocalStore
@@ -124,9 +125,10 @@ def test_the_gpu_predicts_what_the_cpu_predicts_wherever_the_sums_are_held(
     )
     labels = []
     for name, sums_share in (("cpu", 4), ("cuda", 4), ("cuda", 2**60)):
-        monkeypatch.setattr(inference, "_SUMS_SHARE", sums_share)
+        monkeypatch.setattr(inference, "_ROOM_SHARE", sums_share)
+        device = torch.device(name)
         logits = sliding_window_logits(
-            network.to(name), case.image, plan=plan, statistics=case.statistics, device=torch.device(name)
+            place(network, device), case.image, plan=plan, statistics=case.statistics, device=device
         )
         labels.append(logits.argmax(0))
     assert all((label == labels[0]).mean() > 0.999 for label in labels[1:])

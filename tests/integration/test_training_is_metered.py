@@ -76,6 +76,9 @@ def test_a_runs_last_metrics_and_its_result_say_the_same(store: MemoryStore, tmp
     assert end["peak_memory_bytes",] == result.peak_memory_bytes
     assert end["train_steps_total",] == result.steps > 0
     assert end["train_data_wait_seconds_total",] == result.data_wait_seconds
+    assert result.training_seconds_per_epoch is not None
+    assert result.seconds_per_epoch is not None
+    assert 0 < result.training_seconds_per_epoch < result.seconds_per_epoch
     assert end["train_epoch",] == 2
     assert end["checkpoint_write_duration_seconds_count",] == 2
     assert end["checkpoint_size_bytes",] == len(store.get(_checkpoint_file(store)))

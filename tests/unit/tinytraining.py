@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.plan import NetworkPlan, Plan
@@ -41,3 +42,10 @@ def tiny_trainer(*, steps_per_epoch: int = 4, loss_of: Loss | None = None) -> Tr
         precision=Precision(torch.device("cpu"), torch.float32),
         progress=Progress(seed=0, steps_per_epoch=steps_per_epoch),
     )
+
+
+def make_batch(step: int) -> tuple[Tensor, Tensor]:
+    """Return the same image_BCXYZ and label_BXYZ whenever asked for a step."""
+    generator = torch.Generator().manual_seed(step)
+    image = torch.randn(1, 1, 8, 8, 8, generator=generator)
+    return image, (image[:, 0] > 0.5).to(torch.uint8)

@@ -17,9 +17,10 @@ def searched(
     second: float = 0.0,
     seconds: dict[int, float] | None = None,
     folds: int = 4,
+    training_share: float = 1.0,
     **budget: object,
 ) -> Study:
-    """Return a study whose search is over; trial 1 is worse than trial 0 by `second`, all take 1 s or `seconds`."""
+    """Return a study whose search is over; trial 1 is worse than trial 0 by `second`, epochs take 1 s or `seconds`."""
     spec = make_spec(parallel=parallel, **budget)
     bench = Bench(spec.model_copy(update={"refit": refit or RefitSpec()}))
     Journal(bench.store).append(StudyStarted(at=bench.clock(), spec=bench.spec, folds=folds))
@@ -28,7 +29,8 @@ def searched(
         result = train(request)
         loss = 0.1 if request.run.trial == 0 else 0.1 + second if request.run.trial == 1 else 0.5
         cost = (seconds or {}).get(request.run.trial, 1.0)
-        return result.model_copy(update={"loss": loss, "seconds_per_epoch": cost})
+        speed = {"seconds_per_epoch": cost, "training_seconds_per_epoch": training_share * cost}
+        return result.model_copy(update={"loss": loss, **speed})
 
     return bench.run(executor=bench.executor(train=score))
 
@@ -61,6 +63,16 @@ def test_under_a_time_budget_members_share_what_is_left_and_each_gets_enough() -
     runs = study.refit.runs
     assert len(runs) == 4
     assert all(run.budget_epochs >= 2 * 9 for run in runs)
+
+
+def test_validations_that_a_refit_leaves_out_become_epochs() -> None:
+    trained, validated = (
+        searched(time=600, refit_share=0.6, second=0.2, refit=RefitSpec(members=1), training_share=share)
+        for share in (1.0, 0.25)
+    )
+    (long,), (longer,) = trained.refit.runs, validated.refit.runs
+    validations = 4 * 0.75 * trained.spec.training.validation_every_epochs
+    assert longer.budget_epochs == pytest.approx(4 * (long.budget_epochs - 1.15 * validations), abs=4)
 
 
 def test_little_time_trains_fewer_members() -> None:

@@ -237,7 +237,7 @@ def test_sums_above_a_quarter_of_a_gpus_free_memory_are_held_by_the_cpu(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 60)  # of which 40 wait for a tensor
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 20)
-    assert inference._device_of_sums(size_bytes, torch.device("cuda")).type == device
+    assert inference.device_with_room(size_bytes, torch.device("cuda"), what="x").type == device
 
 
 def test_prediction_leaves_gradients_switched_on_between_the_slabs() -> None:

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tinytraining import tiny_plan, tiny_trainer
+from tinytraining import make_batch, tiny_plan, tiny_trainer
 from torch import Tensor, nn
 
 from automonai.domain.run import CurvePoint
@@ -20,17 +19,10 @@ from automonai.learning.loop import (
     after_epoch,
     fitted_steps,
     learning_rate,
-    read_ahead,
     train,
 )
 from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.validation import Validation
-
-
-def make_batch(step: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    image = torch.randn(1, 1, 8, 8, 8, generator=generator)
-    return image, (image[:, 0] > 0.5).to(torch.uint8)
 
 
 class Clock:
@@ -231,48 +223,6 @@ def test_the_averages_window_follows_the_steps() -> None:
         trainer.update(*make_batch(step), learning_rate=1e-2)
         expected = torch.lerp(expected, weight.detach(), 10 / (step + 10))
     torch.testing.assert_close(trainer.average.state_dict()[name], expected)
-
-
-def test_batches_come_in_order_and_their_thread_ends_with_them() -> None:
-    before = threading.active_count()
-    batches = read_ahead(make_batch, 3)
-    assert all(torch.equal(next(batches)[0], make_batch(step)[0]) for step in (3, 4, 5))
-    batches.close()
-    assert threading.active_count() == before
-
-
-def test_an_error_of_the_reader_reaches_the_training() -> None:
-    def broken(step: int) -> tuple[Tensor, Tensor]:
-        raise OSError("the disk is gone")
-
-    with pytest.raises(OSError, match="disk"):
-        next(read_ahead(broken, 0))
-
-
-def test_the_thread_leaves_torchs_thread_number_as_it_was() -> None:
-    threads = torch.get_num_threads()
-    batches = read_ahead(make_batch, 0)
-    next(batches)
-    batches.close()
-    found: list[int] = []
-    other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    other.start()
-    other.join()
-    assert [torch.get_num_threads(), *found] == [threads, threads]
-
-
-def test_slow_reading_does_not_change_the_losses() -> None:
-    def slowly(step: int) -> tuple[Tensor, Tensor]:
-        time.sleep(0.003 * (step % 3))
-        return make_batch(step)
-
-    losses = []
-    for make in (make_batch, slowly):
-        trainer = tiny_trainer()
-        batches = read_ahead(make, 0)
-        losses.append([trainer.update(*next(batches), learning_rate=1e-2) for _ in range(6)])
-        batches.close()
-    assert losses[0] == losses[1]
 
 
 def test_the_rate_is_divided_after_thirty_epochs_without_progress() -> None:

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import UNet
+from torch import Tensor
 
-from automonai.domain.plan import NetworkPlan, parameter_count
+from automonai.domain.plan import NetworkPlan, _features, parameter_count
 from automonai.learning.network import _ChannelsLastNorm, build_network
 
 
@@ -44,6 +45,38 @@ def test_the_counted_parameters_are_those_of_the_network(
     )
     built = build_network(network, slice_axis=2)
     assert sum(weight.numel() for weight in built.parameters()) == parameter_count(network)
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 3])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("strides", [(1, 2), (2, 2)])
+def test_the_counted_features_are_those_that_torch_keeps(dims: int, units: int, strides: tuple[int, ...]) -> None:
+    network = plan(spatial_dims=dims, channels=(16, 24, 32), strides=strides, residual_units=units)
+    built = build_network(network, slice_axis=2)
+    weights = {weight.untyped_storage().data_ptr() for weight in built.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    image_BCXYZ = torch.randn(2, 1, 16, 16, 8)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        built(image_BCXYZ)
+    kept = sum(tensor.untyped_storage().nbytes() // 4 for key, tensor in saved.items() if key not in weights)
+    counted, _ = _features(network, image_BCXYZ.numel())
+    assert counted == pytest.approx(kept, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_computes_the_same() -> None:
+    network = build_network(plan(channels=(4, 6), strides=(2,), residual_units=0), slice_axis=2)
+    image_BCXYZ = torch.randn(2, 1, 8, 8, 8)
+    wanted = network(image_BCXYZ)
+    found = torch.compile(network, backend="eager")(image_BCXYZ)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    found.sum().backward()
+    assert all(weight.grad is not None for weight in network.parameters())
 
 
 @pytest.mark.parametrize("units", [0, 1, 2])

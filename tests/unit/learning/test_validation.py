@@ -27,6 +27,8 @@ CASE = PreparedCase(
     background=None,
 )
 
+CPU = torch.device("cpu")
+
 
 def mean_logit(logits_BKXYZ: torch.Tensor, label_BXYZ: torch.Tensor) -> torch.Tensor:
     return logits_BKXYZ.mean()
@@ -34,7 +36,7 @@ def mean_logit(logits_BKXYZ: torch.Tensor, label_BXYZ: torch.Tensor) -> torch.Te
 
 def dice(label: list[int], prediction: list[int], classes: int) -> list[float | None]:
     logits_KXYZ = np.eye(classes, dtype=np.float32)[prediction].T.reshape(classes, 1, 1, -1)
-    _, counts_KK = score_volume(logits_KXYZ, np.array([[label]], np.uint8), mean_logit)
+    _, counts_KK = score_volume(logits_KXYZ, np.array([[label]], np.uint8), mean_logit, device=CPU)
     return class_dice(counts_KK)
 
 
@@ -51,7 +53,7 @@ def test_a_volume_scored_in_slabs_is_scored_as_a_whole(monkeypatch: pytest.Monke
     generator = np.random.default_rng(0)
     logits_KXYZ = generator.integers(-2, 3, (3, 9, 7, 6)).astype(np.float32)  # few values, so that many are equal
     label_XYZ = generator.integers(0, 3, (9, 7, 6)).astype(np.uint8)
-    loss, counts_KK = score_volume(logits_KXYZ, label_XYZ, mean_logit)
+    loss, counts_KK = score_volume(logits_KXYZ, label_XYZ, mean_logit, device=CPU)
     expected = np.zeros((3, 3), np.int64)
     np.add.at(expected, (label_XYZ, logits_KXYZ.argmax(axis=0)), 1)
     np.testing.assert_array_equal(counts_KK, expected)
@@ -62,7 +64,7 @@ def test_scoring_a_volume_takes_the_memory_of_a_slab(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(validation, "_SLAB_VOXELS", 2 * 32 * 32)
     logits_KXYZ, label_XYZ = np.zeros((3, 64, 32, 32), np.float32), np.zeros((64, 32, 32), np.uint8)
     tracemalloc.start()
-    score_volume(logits_KXYZ, label_XYZ, mean_logit)
+    score_volume(logits_KXYZ, label_XYZ, mean_logit, device=CPU)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < logits_KXYZ.nbytes / 8
