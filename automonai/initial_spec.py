@@ -132,7 +132,7 @@ def _fitting(
     """Return the plan of what is tried first, with smaller patches, then fewer channels, until it fits the memory."""
     while True:
         plan = make_plan(standard, dataset=dataset, fingerprint=fingerprint, training=training)
-        if plan.memory_bytes <= memory_bytes:
+        if plan.step_bytes() <= memory_bytes:
             return plan, training
         if training.max_patch_voxels > CPU_PATCH_VOXELS:
             training = training.model_copy(update={"max_patch_voxels": training.max_patch_voxels // 2})
@@ -214,7 +214,7 @@ def _seconds_per_step(plan: Plan, execution: ExecutionSpec, machine: Machine) ->
     try:
         return LOOP_OVERHEAD * seconds_per_step(plan, execution=execution, threads=threads)
     except torch.OutOfMemoryError as error:
-        needed = f"{plan.memory_bytes / 2**30:.1f} GiB"
+        needed = f"{plan.step_bytes() / 2**30:.1f} GiB"
         raise SpecError(f"the GPU has less memory free than a training step needs ({needed}); is it in use?") from error
 
 

@@ -306,7 +306,7 @@ class RefitSpec(_Section):
     """Networks in all; None: every fold of each configuration, or what the time allows."""
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Epochs of each; None: budget.max_epochs, or what the time allows."""
-    min_epochs_factor: Annotated[int, Field(ge=1)] = 6
+    min_epochs_factor: Annotated[int, Field(ge=1)] = 12
     """Under a time budget a member is worth training for at least this many times budget.max_epochs."""
 
 

@@ -36,8 +36,9 @@ from automonai.imaging.fingerprinting import fingerprint
 from automonai.imaging.patches import PatchReader
 from automonai.imaging.phantom import write_phantom
 from automonai.imaging.preprocessing import prepare_case
+from automonai.learning.batches import MakeBatch, batch_source
 from automonai.learning.checkpoint import Progress
-from automonai.learning.loop import LoopSettings, MakeBatch, Trainer, batch_source, train
+from automonai.learning.loop import LoopSettings, Trainer, train
 from automonai.learning.losses import make_loss
 from automonai.learning.memory import peak_memory_bytes
 from automonai.learning.metering import UNMETERED, Meter

@@ -224,7 +224,6 @@ def plan(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
         ),
         slice_axis=2,
         flip_axes=(),
-        memory_bytes=1,
         parameters=1,
     )
 

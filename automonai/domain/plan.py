@@ -43,8 +43,6 @@ class Plan(Record):
     slice_axis: int
     """The axis along which a 2D network takes its slices: the one with the largest voxels."""
     flip_axes: tuple[int, ...]
-    memory_bytes: int
-    """What a training step on one device needs, by our arithmetic (`training_memory_bytes`)."""
     parameters: int
 
     @property
@@ -53,8 +51,9 @@ class Plan(Record):
         return tuple(sorted(self.labels))
 
     def step_bytes(self, *, bytes_per_activation: int = 2, devices: int = 1) -> int:
-        """Return what a training step of it needs: `training_memory_bytes`."""
-        return training_memory_bytes(
+        """Return what a training step of it needs: `training_memory_bytes`, and the batches that are made ahead."""
+        batch = self.batch_size * prod(self.patch_voxels) * (_IMAGE_BYTES * self.network.in_channels + 1)
+        return _BATCHES * batch + training_memory_bytes(
             self.network,
             patch_voxels=self.patch_voxels,
             batch_size=self.batch_size,
@@ -83,7 +82,6 @@ def make_plan(
         network=network,
         slice_axis=slice_axis,
         flip_axes=flips,
-        memory_bytes=training_memory_bytes(network, patch_voxels=patch, batch_size=batch),
         parameters=parameter_count(network),
     )
 
@@ -123,7 +121,7 @@ def training_memory_bytes(
     """
     voxels = -(-batch_size // devices) * prod(patch_voxels)
     kept, moving = _features(network, voxels)
-    loss = _LOSS_BYTES * network.out_channels * batch_size * prod(patch_voxels)
+    loss = LOSS_BYTES * network.out_channels * batch_size * prod(patch_voxels)
     activations = kept * bytes_per_activation + max(_MOVING_TIMES * moving * bytes_per_activation, loss)
     return parameter_count(network) * _BYTES_PER_WEIGHT + activations + _LIBRARY_BYTES
 
@@ -140,7 +138,11 @@ def _features(network: NetworkPlan, voxels: int) -> tuple[int, int]:
 
 
 _BYTES_PER_WEIGHT = 24
-_LOSS_BYTES = 66
+LOSS_BYTES = 66
+"""Of memory that a loss takes per class and voxel while it is computed."""
+_IMAGE_BYTES = 4
+_BATCHES = 8
+"""Four that wait for their step, and what the augmentation of one more takes: its margin, its grid, its pieces."""
 _MOVING_TIMES = 3
 _LIBRARY_BYTES = 80 * 2**20
 """Workspace that the libraries of convolutions take for the smallest networks, too."""

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from automonai.domain.events import RefitChosen
 from automonai.domain.run import Purpose, Run, Trial
+from automonai.domain.schedule import refit_validations
 from automonai.domain.study import Study
 
-REFIT_VALIDATIONS = 4
-"""A refit validates so often, where it is long enough: nothing is decided by these scores but the last."""
 ENSEMBLE_SHARE = 0.03
 """Part of a time budget that is kept for choosing and testing the ensemble, beside the predictions it takes."""
 EPOCHS_MARGIN = 1.15
@@ -23,9 +22,13 @@ class _Pace:
     """How fast a configuration trains."""
 
     seconds_per_epoch: float
-    """Of training alone."""
-    validations_seconds: float
-    """Of all validations of one refit."""
+    """Of training alone, if that is known."""
+    seconds_per_validation: float
+
+    def epochs_in(self, seconds: float) -> float:
+        """Return the epochs that fit with the validations that a refit of that time makes."""
+        validations = refit_validations(seconds, self.seconds_per_validation)
+        return max(0.0, seconds - validations * self.seconds_per_validation) / self.seconds_per_epoch
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class _Room:
 
     def epochs(self, trial: int, members: int) -> float:
         """Return the epochs that one of so many members gets if it is of this trial."""
-        waves, pace = -(-members // self.slots), self.paces[trial]
-        return max(0.0, self.seconds / waves - pace.validations_seconds) / pace.seconds_per_epoch
+        waves = -(-members // self.slots)
+        return self.paces[trial].epochs_in(self.seconds / waves)
 
     def is_enough(self, trial: int, members: int) -> bool:
         """Whether these epochs make the member worth training."""
@@ -101,7 +104,7 @@ def _cheapest_of_equals(study: Study) -> list[Trial]:
     """Return the ranking, but those that are as good as the best in ascending order of their cost."""
     best = min((result.loss or 0.0 for _, result in study.ranking), default=0.0)
     alike = [trial for trial, result in study.ranking if (result.loss or 0.0) <= best + ALIKE]
-    alike.sort(key=lambda trial: study.seconds_per_epoch(trial.number) or 0.0)
+    alike.sort(key=lambda trial: _pace(study, trial.number).seconds_per_epoch)
     return alike + [trial for trial, _ in study.ranking if trial not in alike]
 
 
@@ -115,10 +118,12 @@ def _room(study: Study, chosen: list[Trial], *, now: float, test_cases: int) -> 
 
 
 def _pace(study: Study, trial: int) -> _Pace:
-    whole = study.seconds_per_epoch(trial) or 1.0
-    training = study.training_seconds_per_epoch(trial) or whole
-    seconds_per_validation = max(0.0, whole - training) * study.spec.training.validation_every_epochs
-    return _Pace(training, REFIT_VALIDATIONS * seconds_per_validation)
+    """Return a trial's pace by its last result that tells one, else by what its epochs or others' took in all."""
+    for record in reversed(study.runs.values()):
+        result = record.result
+        if record.run.trial == trial and result and result.training_seconds_per_epoch and result.validation_seconds:
+            return _Pace(result.training_seconds_per_epoch, result.validation_seconds)
+    return _Pace(study.seconds_per_epoch(trial) or 1.0, 0.0)
 
 
 def _members(study: Study, room: _Room, chosen: list[Trial]) -> int:

@@ -151,6 +151,8 @@ class Result(Record):
     """Training and validation time per epoch, start-up and preprocessing excluded."""
     training_seconds_per_epoch: float | None = None
     """Of it the time of the steps and of waiting for their batches."""
+    validation_seconds: float | None = None
+    """How long the last validation took."""
     prediction_seconds_per_case: float | None = None
     """Time to predict and score one validation case."""
     steps: int = 0

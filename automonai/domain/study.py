@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -296,18 +296,10 @@ class Study:
 
     def seconds_per_epoch(self, trial: int | None = None) -> float | None:
         """Return a trial's measured time per epoch, or the median over all trials for one that has none."""
-        return self._cost(lambda result: result.seconds_per_epoch, trial)
-
-    def training_seconds_per_epoch(self, trial: int) -> float | None:
-        """Return what of a trial's time per epoch, or of the median of all, goes into training alone."""
-        return self._cost(lambda result: result.training_seconds_per_epoch, trial)
-
-    def _cost(self, cost_of: Callable[[Result], float | None], trial: int | None) -> float | None:
-        costs = {
-            record.run.trial: cost
-            for record in self.runs.values()
-            if record.result and (cost := cost_of(record.result))
-        }
+        costs: dict[int, float] = {}
+        for record in self.runs.values():
+            if record.result and record.result.seconds_per_epoch:
+                costs[record.run.trial] = record.result.seconds_per_epoch
         if trial is not None and trial in costs:
             return costs[trial]
         ordered = sorted(costs.values())

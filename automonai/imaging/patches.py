@@ -83,6 +83,7 @@ class PatchReader:
         start = patch_start(case, self._plan.patch_voxels, generator, self._plan.configuration.foreground_oversampling)
         begin = [at - margin for at, margin in zip(start, self._margin, strict=True)]
         source, target = _overlap(begin, label_XYZ.shape, case.label.shape)
+        assert len(case.image) == len(image_CXYZ)
         image_CXYZ[(slice(None), *target)] = normalise(
             case.image[(slice(None), *source)],
             normalisation=self._plan.configuration.normalisation,

@@ -5,6 +5,7 @@ Axes: image_BCXYZ, label_BXYZ.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from automonai.domain.seeds import derive_seed
 from automonai.imaging.augmentation import Augmentation, augment
-from automonai.imaging.patches import PatchReader
+from automonai.imaging.patches import Batch, PatchReader
 
 MakeBatch = Callable[[int], tuple[Tensor, Tensor]]
 """From a step to its image_BCXYZ and label_BXYZ, on the device that trains; called by any thread."""
@@ -28,11 +29,12 @@ def batch_source(reader: PatchReader, augmentation: Augmentation, *, seed: int, 
     """Return what makes the augmented batch of a step from the step alone, on the device.
 
     On a GPU this happens in a stream of its own: copies and augmentation do not wait for the step that is computed.
+    There one batch is augmented at a time, whatever the threads: it takes several times its own memory.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    turn = threading.Lock()
 
-    def augmented(step: int) -> tuple[Tensor, Tensor]:
-        batch = reader.read(step)
+    def augmented(batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         return augment(
             batch.image_BCXYZ.to(device),
             batch.label_BXYZ.to(device),
@@ -42,11 +44,12 @@ def batch_source(reader: PatchReader, augmentation: Augmentation, *, seed: int, 
         )
 
     def make(step: int) -> tuple[Tensor, Tensor]:
+        batch = reader.read(step)
         if stream is None:
-            return augmented(step)
-        with torch.cuda.stream(stream):
-            image_BCXYZ, label_BXYZ = augmented(step)
-        stream.synchronize()
+            return augmented(batch, step)
+        with turn, torch.cuda.stream(stream):
+            image_BCXYZ, label_BXYZ = augmented(batch, step)
+            stream.synchronize()
         for tensor in (image_BCXYZ, label_BXYZ):
             tensor.record_stream(torch.cuda.default_stream(device))  # its memory is not free before the step is done
         return image_BCXYZ, label_BXYZ

@@ -40,7 +40,7 @@ _BATCH_VOXELS = 2**17
 _BATCH_VOXELS_CUDA = 2**21
 
 _ROOM_SHARE = 4
-"""Sums take at most a quarter of a GPU's free memory: for a moment they are there three times (`_Sums.finish`)."""
+"""What can lie on the CPU takes at most a quarter of a GPU's free memory: sums are there three times for a moment."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from automonai.domain.plan import Plan
-from automonai.domain.refit import REFIT_VALIDATIONS
 from automonai.domain.run import CurvePoint
+from automonai.domain.schedule import (
+    MOST_VALIDATIONS,
+    refit_interval,
+    refit_validations,
+    validations_before_end,
+)
 from automonai.domain.tally import Tally
 from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
 from automonai.learning.batches import MakeBatch, read_ahead, readers_beside
@@ -43,6 +48,7 @@ _WARM_UP_STEPS = 2
 _MEASURED_STEPS = 6
 _RECENT_STEPS = 100
 _COMMIT_SECONDS = 3.0
+_LAST_VALIDATIONS = 1.25  # for the one at the end of a run with a deadline
 
 
 @dataclass(frozen=True)
@@ -295,6 +301,7 @@ class _Pace:
     ) -> None:
         self.settings = settings
         self.total_steps = settings.epochs * start.steps_per_epoch
+        self.validations = MOST_VALIDATIONS
         self.validation_seconds: float | None = None
         self._patches_per_step = patches_per_step
         self._clock = clock
@@ -352,8 +359,8 @@ class _Pace:
         if not self.settings.decay:
             return progress.epoch % every == 0
         length = -(-self.total_steps // progress.steps_per_epoch)
-        every = max(every, -(-length // REFIT_VALIDATIONS))
-        return progress.epoch % every == 0 and length - progress.epoch >= every / 2
+        interval = refit_interval(length, every, self.validations)
+        return progress.epoch % interval == 0 and length - progress.epoch >= interval / 2
 
     def _expected_validation_seconds(self) -> float:
         if self.validation_seconds is not None:
@@ -363,19 +370,21 @@ class _Pace:
 
     def _fit(self, progress: Progress, now: float) -> None:
         assert self.settings.deadline is not None
-        reserve = 1.25 * self._expected_validation_seconds() + _COMMIT_SECONDS
+        left = self.settings.deadline - now - _COMMIT_SECONDS
+        seconds_per_validation = self._expected_validation_seconds()
+        ahead = _LAST_VALIDATIONS
         if self.settings.decay:
-            reserve += self._validations_ahead(progress) * self._expected_validation_seconds()
+            if len(self._recent) == 1:
+                self.validations = refit_validations(left, seconds_per_validation)
+            length = -(-self.total_steps // progress.steps_per_epoch)
+            every = self.settings.validation_every_epochs
+            ahead += validations_before_end(length, every, self.validations, after=progress.epoch)
         self.total_steps = fitted_steps(
             step=progress.step,
             most_steps=self.settings.epochs * progress.steps_per_epoch,
-            seconds_left=self.settings.deadline - now - reserve,
+            seconds_left=left - ahead * seconds_per_validation,
             seconds_per_step=fmean(self._recent),
         )
-
-    def _validations_ahead(self, progress: Progress) -> int:
-        share_left = 1 - progress.step / max(1, self.total_steps)
-        return round(share_left * (REFIT_VALIDATIONS - 1))
 
     def _refuse_if_too_slow(self, progress: Progress) -> None:
         cap = self.settings.max_seconds_per_epoch

@@ -244,7 +244,7 @@ def _new_network(plan: Plan, seed: int, device: torch.device) -> nn.Module:
 
 
 class _Scorer:
-    """Validates, and remembers how long a case took one device."""
+    """Validates, and remembers how long that took, and a case one device."""
 
     def __init__(
         self,
@@ -256,6 +256,7 @@ class _Scorer:
         stop: threading.Event,
     ) -> None:
         self.cases = cases
+        self.seconds: float | None = None
         self.seconds_per_case: float | None = None
         self._plan = plan
         self._precision = precision
@@ -273,6 +274,7 @@ class _Scorer:
             stop=self._stop,
             devices=self._devices,
         )
+        self.seconds = scores.seconds
         self.seconds_per_case = scores.seconds * len(self._devices) / len(self.cases)
         return scores
 
@@ -335,6 +337,7 @@ def _result(
         seconds=seconds,
         seconds_per_epoch=tally.seconds / epochs_of_process if tally.steps else None,
         training_seconds_per_epoch=tally.training_seconds / epochs_of_process if tally.steps else None,
+        validation_seconds=scorer.seconds,
         prediction_seconds_per_case=scorer.seconds_per_case,
         steps=tally.steps,
         data_wait_seconds=tally.data_wait_seconds,

@@ -6,6 +6,7 @@ Axes: logits_KXYZ, label_XYZ (class indices), counts_KK (voxels by true and by p
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,16 +20,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from automonai.domain.plan import Plan
+from automonai.domain.plan import LOSS_BYTES, Plan
 from automonai.errors import StopRequestedError
 from automonai.imaging.preprocessing import PreparedCase
 from automonai.learning.inference import device_with_room, sliding_window_logits
 from automonai.learning.losses import Loss
 from automonai.learning.precision import Precision
 
+logger = logging.getLogger(__name__)
+
 _FORWARD_SHARE = 0.35  # of a training step that a prediction of the same voxels takes
 _SLAB_VOXELS = 2**21
-_LOSS_BYTES = 66  # that the loss needs per class and voxel
 
 _Score = tuple[float, NDArray[np.int64]]
 """Of one case: its loss, and counts_KK."""
@@ -127,19 +129,36 @@ def score_volume(
     logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss, *, device: torch.device
 ) -> tuple[float, NDArray[np.int64]]:
     """Return a volume's loss and counts_KK, computed on a device slab by slab, so that no further volume is made."""
-    classes = len(logits_KXYZ)
-    planes = max(1, _SLAB_VOXELS // prod(label_XYZ.shape[1:]))
-    size_bytes = _LOSS_BYTES * classes * planes * prod(label_XYZ.shape[1:])
+    classes, length = len(logits_KXYZ), label_XYZ.shape[0]
+    planes = min(length, max(1, _SLAB_VOXELS // prod(label_XYZ.shape[1:])))
+    size_bytes = LOSS_BYTES * classes * planes * prod(label_XYZ.shape[1:])
     device = device_with_room(size_bytes, device, what="the scores of a validation")
     total = 0.0
     counts_KK = np.zeros((classes, classes), np.int64)
-    for start in range(0, label_XYZ.shape[0], planes):
-        logits = torch.from_numpy(np.ascontiguousarray(logits_KXYZ[:, start : start + planes])).to(device)
-        label = torch.from_numpy(np.array(label_XYZ[start : start + planes])).to(device)
-        total += loss_of(logits[None], label[None]).item() * label.shape[0]
+    for start in range(0, length, planes):
+        slab = slice(start, start + planes)
+        loss, counts = _score_slab(np.ascontiguousarray(logits_KXYZ[:, slab]), label_XYZ[slab], loss_of, device)
+        total += loss * label_XYZ[slab].shape[0]
+        counts_KK += counts
+    return total / length, counts_KK
+
+
+def _score_slab(logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss, device: torch.device) -> _Score:
+    """Return a slab's loss and counts_KK; computed on the CPU if a GPU that others use has no memory after all."""
+    classes = len(logits_KXYZ)
+    try:
+        logits = torch.from_numpy(logits_KXYZ).to(device)
+        label = torch.from_numpy(np.array(label_XYZ)).to(device)
+        loss = loss_of(logits[None], label[None]).item()
         pairs = label.long() * classes + logits.argmax(dim=0)
-        counts_KK += torch.bincount(pairs.flatten(), minlength=classes**2).reshape(classes, classes).cpu().numpy()
-    return total / label_XYZ.shape[0], counts_KK
+        counts = torch.bincount(pairs.flatten(), minlength=classes**2).reshape(classes, classes)
+        return loss, counts.cpu().numpy()
+    except torch.OutOfMemoryError:
+        if device.type == "cpu":
+            raise
+    torch.cuda.empty_cache()
+    logger.info("the scores of a validation are computed on the CPU: the GPU's memory does not suffice")
+    return _score_slab(logits_KXYZ, label_XYZ, loss_of, torch.device("cpu"))
 
 
 def class_dice(counts_KK: NDArray[np.int64]) -> list[float | None]:

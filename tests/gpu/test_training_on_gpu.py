@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
 from automonai.domain.configuration import Configuration, Flips, LossName
+from automonai.domain.plan import NetworkPlan, make_plan
 from automonai.domain.request import StudyData, TrainRequest
 from automonai.domain.run import FailureReason, Result, Run, RunState
 from automonai.domain.splitting import make_split
+from automonai.imaging.augmentation import Augmentation
 from automonai.imaging.checking import check_dataset
 from automonai.imaging.fingerprinting import fingerprint
+from automonai.imaging.patches import PatchReader
 from automonai.imaging.phantom import write_phantom
-from automonai.learning import inference
+from automonai.imaging.preprocessing import prepare_case
+from automonai.learning import inference, network
+from automonai.learning.batches import batch_source, read_ahead
 from automonai.learning.checkpoint import read_member
 from automonai.learning.inference import sliding_window_logits
-from automonai.learning.network import place
+from automonai.learning.network import build_network, place
 from automonai.learning.training import failed_result, train_run
 from automonai.spec import ExecutionSpec, TrainingSpec
 from automonai.storage.local import LocalStore
@@ -93,6 +99,43 @@ def test_too_little_gpu_memory_is_a_failed_run_with_its_peak(data: StudyData, tm
     assert result.peak_memory_bytes > 0
 
 
+def test_large_features_are_normalised_as_small_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = NetworkPlan(
+        spatial_dims=3, in_channels=2, out_channels=3, channels=(8, 16, 32), strides=(1, 2), residual_units=2
+    )
+    net = place(build_network(plan, slice_axis=2), torch.device("cuda"))
+    image_BCXYZ = torch.randn(2, 2, 32, 32, 16, device="cuda")
+    logits, gradients = [], []
+    for large in (1, 2**62):
+        monkeypatch.setattr(network, "_LARGE_SAMPLE", large)
+        net.zero_grad()
+        logits.append(net(image_BCXYZ))
+        logits[-1].square().mean().backward()
+        gradients.append([weight.grad.clone() for weight in net.parameters()])
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=2e-2, atol=2e-2)
+
+
+def test_batches_made_beside_a_step_are_those_made_alone(data: StudyData, tmp_path: Path) -> None:
+    device = torch.device("cuda")
+    plan = make_plan(Configuration(), dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
+    cases = [
+        prepare_case(data.dataset, case, spacing_mm=None, crop=plan.configuration.crop, cache_folder=tmp_path)
+        for case in data.dataset.cases
+    ]
+    augmentation = Augmentation.of(plan)
+    reader = PatchReader(cases, plan, seed=0, margin_voxels=augmentation.margin_voxels)
+    make = batch_source(reader, augmentation, seed=0, device=device)
+    busy = torch.randn(4096, 4096, device=device)
+    with closing(read_ahead(make, 0, threads=4)) as batches:
+        for step, (image_BCXYZ, label_BXYZ) in zip(range(20), batches, strict=False):
+            for _ in range(4):
+                busy = (busy @ busy).tanh()
+            alone_BCXYZ, alone_BXYZ = make(step)
+            torch.testing.assert_close(image_BCXYZ, alone_BCXYZ)
+            assert torch.equal(label_BXYZ, alone_BXYZ)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices here")
 def test_two_gpus_train_what_one_trains(data: StudyData, tmp_path: Path) -> None:
     execution = data.execution.model_copy(update={"precision": "float32"})
@@ -111,11 +154,9 @@ def test_two_gpus_train_what_one_trains(data: StudyData, tmp_path: Path) -> None
 def test_the_gpu_predicts_what_the_cpu_predicts_wherever_the_sums_are_held(
     data: StudyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from automonai.imaging.preprocessing import prepare_case
-
     result = train(data, tmp_path, epochs=20)
     assert result.checkpoint is not None
-    plan, network = read_member(LocalStore(tmp_path / "store"), result.checkpoint, tmp_path / "member")
+    plan, member = read_member(LocalStore(tmp_path / "store"), result.checkpoint, tmp_path / "member")
     case = prepare_case(
         data.dataset,
         data.dataset.cases[0],
@@ -128,7 +169,7 @@ def test_the_gpu_predicts_what_the_cpu_predicts_wherever_the_sums_are_held(
         monkeypatch.setattr(inference, "_ROOM_SHARE", sums_share)
         device = torch.device(name)
         logits = sliding_window_logits(
-            place(network, device), case.image, plan=plan, statistics=case.statistics, device=device
+            place(member, device), case.image, plan=plan, statistics=case.statistics, device=device
         )
         labels.append(logits.argmax(0))
     assert all((label == labels[0]).mean() > 0.999 for label in labels[1:])

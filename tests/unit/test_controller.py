@@ -305,7 +305,7 @@ def test_a_configuration_must_fit_as_its_devices_share_it(devices: int, is_refus
         def propose(self, history: History, *, index: int, budget_epochs: int) -> Proposal:
             return Proposal(configuration=configuration, origin=Origin.RANDOM)
 
-    bench = Bench(spec, sampler=Always(), memory_bytes=int(0.9 * plan.memory_bytes))
+    bench = Bench(spec, sampler=Always(), memory_bytes=int(0.9 * plan.step_bytes()))
     study = bench.run(devices_per_run=devices)
     reasons = {record.result.reason for record in study.runs.values() if record.result}
     assert (FailureReason.DOES_NOT_FIT in reasons) is is_refused

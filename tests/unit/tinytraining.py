@@ -27,7 +27,6 @@ def tiny_plan() -> Plan:
         ),
         slice_axis=2,
         flip_axes=(),
-        memory_bytes=0,
         parameters=0,
     )
 

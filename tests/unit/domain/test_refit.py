@@ -17,7 +17,7 @@ def searched(
     second: float = 0.0,
     seconds: dict[int, float] | None = None,
     folds: int = 4,
-    training_share: float = 1.0,
+    pace: dict[str, float] | None = None,
     **budget: object,
 ) -> Study:
     """Return a study whose search is over; trial 1 is worse than trial 0 by `second`, epochs take 1 s or `seconds`."""
@@ -29,8 +29,7 @@ def searched(
         result = train(request)
         loss = 0.1 if request.run.trial == 0 else 0.1 + second if request.run.trial == 1 else 0.5
         cost = (seconds or {}).get(request.run.trial, 1.0)
-        speed = {"seconds_per_epoch": cost, "training_seconds_per_epoch": training_share * cost}
-        return result.model_copy(update={"loss": loss, **speed})
+        return result.model_copy(update={"loss": loss, "seconds_per_epoch": cost, **(pace or {})})
 
     return bench.run(executor=bench.executor(train=score))
 
@@ -59,20 +58,35 @@ def test_a_configuration_that_is_clearly_worse_is_not_refitted() -> None:
 
 
 def test_under_a_time_budget_members_share_what_is_left_and_each_gets_enough() -> None:
-    study = searched(time=600, refit_share=0.6, second=0.2)
+    study = searched(time=600, refit_share=0.6, second=0.2, refit=RefitSpec(min_epochs_factor=9))
     runs = study.refit.runs
-    assert len(runs) == 4
-    assert all(run.budget_epochs >= 2 * 9 for run in runs)
+    assert len(runs) == 339 // (9 * 9) == 4
+    assert all(run.budget_epochs >= 9 * 9 for run in runs)
 
 
-def test_validations_that_a_refit_leaves_out_become_epochs() -> None:
-    trained, validated = (
-        searched(time=600, refit_share=0.6, second=0.2, refit=RefitSpec(members=1), training_share=share)
-        for share in (1.0, 0.25)
-    )
-    (long,), (longer,) = trained.refit.runs, validated.refit.runs
-    validations = 4 * 0.75 * trained.spec.training.validation_every_epochs
-    assert longer.budget_epochs == pytest.approx(4 * (long.budget_epochs - 1.15 * validations), abs=4)
+def refitted_epochs(*, training: float, validation: float) -> int:
+    """Return the epochs of the one network that is refitted in 339 s."""
+    pace = {"training_seconds_per_epoch": training, "validation_seconds": validation}
+    study = searched(time=600, refit_share=0.6, second=0.2, refit=RefitSpec(members=1), pace=pace)
+    assert study.refit.why == "1 networks in the 339 s that are left"
+    return study.refit.runs[0].budget_epochs
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "epochs"),
+    [
+        (1.0, 0.1, 1.15 * (339 - 4 * 0.1)),
+        (0.25, 0.75, 1.15 * (339 - 4 * 0.75) / 0.25),
+        (2.0, 15.0, 1.15 * (339 - 3 * 15) / 2),
+        (2.0, 60.0, 1.15 * (339 - 60) / 2),
+        (2.0, 320.0, 1.15 * (339 - 320) / 2),
+        (2.0, 1000.0, 1),
+    ],
+)
+def test_a_refits_epochs_follow_from_its_own_pace_and_its_few_validations(
+    training: float, validation: float, epochs: float
+) -> None:
+    assert refitted_epochs(training=training, validation=validation) == pytest.approx(epochs, abs=1)
 
 
 def test_little_time_trains_fewer_members() -> None:

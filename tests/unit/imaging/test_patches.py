@@ -44,7 +44,6 @@ def plan(patch: IntTriple, *, batch: int = 2, oversampling: float = 0.0) -> Plan
         ),
         slice_axis=2,
         flip_axes=(),
-        memory_bytes=0,
         parameters=0,
     )
 

@@ -59,7 +59,6 @@ def plan() -> Plan:
         ),
         slice_axis=2,
         flip_axes=(),
-        memory_bytes=1,
         parameters=1,
     )
 

@@ -49,7 +49,6 @@ def plan(
         ),
         slice_axis=slice_axis,
         flip_axes=(),
-        memory_bytes=1,
         parameters=1,
     )
 

@@ -39,15 +39,18 @@ class Clock:
 class Run:
     """A training that remembers what was asked of it."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, *, validation_seconds: float = 0.0) -> None:
         self.trainer = trainer
+        self.validation_seconds = validation_seconds
         self.stop = threading.Event()
+        self.clock = Clock()
         self.commits: list[int] = []
         self.rates: list[float] = []
 
     def validate(self, network: nn.Module) -> Validation:
         assert not network.training
-        return Validation(loss=0.5, dice={1: 0.7}, seconds=1.0)
+        self.clock.now += self.validation_seconds
+        return Validation(loss=0.5, dice={1: 0.7}, seconds=self.validation_seconds)
 
     def go(self, *, meter: Meter = UNMETERED, **settings: object) -> Tally:
         wanted = LoopSettings(**{"epochs": 4, "validation_every_epochs": 2, **settings})  # type: ignore[arg-type]
@@ -66,7 +69,7 @@ class Run:
             commit=lambda trainer: self.commits.append(trainer.progress.step),
             stop=self.stop,
             meter=meter,
-            clock=Clock(),
+            clock=self.clock,
         )
 
 
@@ -149,6 +152,14 @@ def test_a_deadline_shortens_the_run_and_the_rate_still_reaches_almost_nothing()
     assert 5 < run.trainer.progress.step < 60
     assert run.trainer.progress.is_finished
     assert run.rates[-1] < 1.5e-3
+
+
+@pytest.mark.parametrize(("windows", "validations"), [(1, 4), (20, 3), (40, 2), (200, 1)])
+def test_a_refits_validations_before_its_last_take_a_tenth_of_its_time(windows: int, validations: int) -> None:
+    run = Run(tiny_trainer(), validation_seconds=0.35 * windows)
+    run.go(epochs=1000, decay=True, deadline=180.0, validation_every_epochs=1, validation_windows=windows)
+    assert len(run.trainer.progress.curve) == validations
+    assert 150 < run.clock.now < 180
 
 
 def test_a_run_above_its_cap_ends_early_with_its_numbers() -> None:

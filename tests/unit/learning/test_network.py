@@ -8,7 +8,7 @@ from monai.networks.nets import UNet
 from torch import Tensor
 
 from automonai.domain.plan import NetworkPlan, _features, parameter_count
-from automonai.learning.network import _ChannelsLastNorm, build_network
+from automonai.learning.network import _channels_last, _ChannelsLastNorm, build_network, place
 
 
 def plan(**changes: object) -> NetworkPlan:
@@ -66,6 +66,23 @@ def test_the_counted_features_are_those_that_torch_keeps(dims: int, units: int, 
     kept = sum(tensor.untyped_storage().nbytes() // 4 for key, tensor in saved.items() if key not in weights)
     counted, _ = _features(network, image_BCXYZ.numel())
     assert counted == pytest.approx(kept, rel=0.05)
+
+
+def test_an_image_of_one_channel_is_in_channels_last_by_its_strides_too() -> None:
+    image_BCXYZ = torch.randn(2, 1, 4, 5, 6)
+    placed = _channels_last(image_BCXYZ)
+    assert placed.stride() == (120, 1, 30, 6, 1)
+    assert torch.equal(placed, image_BCXYZ)
+
+
+def test_on_a_gpu_slices_are_convolved_in_the_plain_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network(plan(spatial_dims=2, residual_units=2), slice_axis=2)
+    monkeypatch.setattr(network, "to", lambda device: network)
+    before = [weight.clone() for weight in network.parameters()]
+    place(network, torch.device("cuda"))
+    for weight, old in zip(network.parameters(), before, strict=True):
+        assert torch.equal(weight, old)
+        assert weight.stride() == torch.empty(weight.shape).stride()
 
 
 @pytest.mark.slow
