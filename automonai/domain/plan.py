@@ -16,6 +16,10 @@ from automonai.domain.records import Record
 from automonai.spec import TrainingSpec
 
 
+_LEAST_STEP = 4
+"""Of a patch's sides, in voxels, where the depth needs less."""
+
+
 class NetworkPlan(Record):
     """MONAI's UNet in numbers."""
 
@@ -257,7 +261,7 @@ def _patch(
     """Return the patch: the median volume, its longest axes shrunk to the allowed voxels, in steps the depth needs."""
     median = fingerprint.median_shape_voxels(spacing, cropped=configuration.crop == "nonzero")
     halvings = 2 ** (configuration.depth - 1)
-    steps = [max(8, halvings)] * 3
+    steps = [max(_LEAST_STEP, halvings)] * 3
     if configuration.convolution is Convolution.TWO_D:
         steps[slice_axis] = 1
     wanted = training.patch_voxels or median

@@ -127,7 +127,10 @@ def test_runs_as_json_is_a_list_with_the_promised_keys(study: Path, capsys: pyte
         promised.model_validate(row)
 
 
-def test_runs_without_json_is_a_table_with_a_line_per_run(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_without_json_is_a_table_with_a_line_per_run(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist states it
     assert main(["runs", str(study)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(api.runs(study))
