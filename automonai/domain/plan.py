@@ -15,7 +15,6 @@ from automonai.domain.fingerprint import Fingerprint, IntTriple, Triple
 from automonai.domain.records import Record
 from automonai.spec import TrainingSpec
 
-
 _LEAST_STEP = 4
 """Of a patch's sides, in voxels, where the depth needs less."""
 
