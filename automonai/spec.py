@@ -279,7 +279,7 @@ class ExecutionSpec(_Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the arithmetic in training and prediction; auto: the fastest that the device has in hardware."""
     compile: bool = False
-    """Compile the network with torch.compile, which takes a minute for a large one."""
+    """Compile the network with torch.compile, which takes its time in every run."""
 
 
 class TrainingSpec(_Section):

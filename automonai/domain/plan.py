@@ -107,9 +107,9 @@ def training_memory_bytes(
     A weight takes 24 bytes: itself, its gradient, two moments, its average, and what the optimiser computes with. For
     the backward pass autograd keeps the image, of each convolution the result, and once more after normalisation and
     activation, each residual sum of the way down, and each concatenation; that count is within 2 % of what torch saves.
-    Then comes whatever is more: 66 bytes per class and voxel for the loss, or in the backward pass three
-    times the input and output of the largest convolution on the way up (gradients, copies in another layout). What the
-    process itself takes (Python, torch, MONAI: some 500 MB) is not in it.
+    Then comes whatever is more: 66 bytes per class and voxel for the loss, or in the backward pass three times what
+    goes through the largest convolution on the way up (gradients, copies in another layout). What the process itself
+    takes (Python, torch, MONAI: some 500 MB) is not in it.
 
     Beside measured peaks (26 on an NVIDIA H200, 7 on a CPU; 2D and 3D, 0 to 3 residual units, 40,000 to 19 million
     weights, both sizes of activations; 150 MB to 10 GB) this is 0.83 to 1.41 times each, but 0.74 and 0.79 for twelve

@@ -16,17 +16,11 @@ def refit_validations(seconds: float, seconds_per_validation: float) -> int:
     return 1 + min(MOST_VALIDATIONS - 1, int(_SHARE * max(0.0, seconds) / seconds_per_validation))
 
 
-def refit_interval(length: int, every: int, validations: int) -> int:
-    """Return after how many epochs a refit of `length` epochs validates, and not oftener than `every` so many."""
-    return max(every, -(-length // validations))
+def validated_epochs(length: int, every: int, validations: int) -> tuple[int, ...]:
+    """Return the epochs before its last after which a refit of `length` epochs validates.
 
-
-def validations_before_end(length: int, every: int, validations: int, *, after: int) -> int:
-    """Return how many validations a refit makes between an epoch and its end, at which it makes another.
-
-    None is made shortly before the end: less than half an interval.
+    They divide it into so many parts, but are at least `every` epochs apart. None is shortly before the end: less than
+    half a part.
     """
-    interval = refit_interval(length, every, validations)
-    if not interval:
-        return 0
-    return sum(1 for epoch in range(interval, length, interval) if epoch > after and length - epoch >= interval / 2)
+    part = max(every, -(-length // validations))
+    return tuple(epoch for epoch in range(part, length, part) if length - epoch >= part / 2)

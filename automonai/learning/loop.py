@@ -21,12 +21,7 @@ from torch import Tensor, nn
 
 from automonai.domain.plan import Plan
 from automonai.domain.run import CurvePoint
-from automonai.domain.schedule import (
-    MOST_VALIDATIONS,
-    refit_interval,
-    refit_validations,
-    validations_before_end,
-)
+from automonai.domain.schedule import MOST_VALIDATIONS, refit_validations, validated_epochs
 from automonai.domain.tally import Tally
 from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
 from automonai.learning.batches import MakeBatch, read_ahead, readers_beside
@@ -355,12 +350,13 @@ class _Pace:
 
     def is_time_to_validate(self, progress: Progress) -> bool:
         """Whether a validation is due: every so many epochs; in a refit seldom, and not shortly before its end."""
-        every = self.settings.validation_every_epochs
         if not self.settings.decay:
-            return progress.epoch % every == 0
+            return progress.epoch % self.settings.validation_every_epochs == 0
+        return progress.epoch in self._validated_epochs(progress)
+
+    def _validated_epochs(self, progress: Progress) -> tuple[int, ...]:
         length = -(-self.total_steps // progress.steps_per_epoch)
-        interval = refit_interval(length, every, self.validations)
-        return progress.epoch % interval == 0 and length - progress.epoch >= interval / 2
+        return validated_epochs(length, self.settings.validation_every_epochs, self.validations)
 
     def _expected_validation_seconds(self) -> float:
         if self.validation_seconds is not None:
@@ -376,9 +372,7 @@ class _Pace:
         if self.settings.decay:
             if len(self._recent) == 1:
                 self.validations = refit_validations(left, seconds_per_validation)
-            length = -(-self.total_steps // progress.steps_per_epoch)
-            every = self.settings.validation_every_epochs
-            ahead += validations_before_end(length, every, self.validations, after=progress.epoch)
+            ahead += sum(epoch > progress.epoch for epoch in self._validated_epochs(progress))
         self.total_steps = fitted_steps(
             step=progress.step,
             most_steps=self.settings.epochs * progress.steps_per_epoch,

@@ -98,7 +98,7 @@ def _channels_last(image: Tensor) -> Tensor:
     """Return an image in channels-last layout, also one of a single channel.
 
     That one is in both layouts at once, and torch takes it for the other: a convolution's result then is in that one,
-    and adding it to one in channels-last takes ten times as long.
+    and adding it to one in channels-last is slow.
     """
     layout = torch.channels_last_3d if image.ndim == _AXES_OF_A_VOLUME else torch.channels_last
     return torch.empty_like(image, memory_format=layout).copy_(image)

@@ -244,7 +244,7 @@ def _new_network(plan: Plan, seed: int, device: torch.device) -> nn.Module:
 
 
 class _Scorer:
-    """Validates, and remembers how long that took, and a case one device."""
+    """Validates, and remembers how long that took."""
 
     def __init__(
         self,
@@ -257,7 +257,6 @@ class _Scorer:
     ) -> None:
         self.cases = cases
         self.seconds: float | None = None
-        self.seconds_per_case: float | None = None
         self._plan = plan
         self._precision = precision
         self._devices = devices
@@ -275,8 +274,12 @@ class _Scorer:
             devices=self._devices,
         )
         self.seconds = scores.seconds
-        self.seconds_per_case = scores.seconds * len(self._devices) / len(self.cases)
         return scores
+
+    @property
+    def seconds_per_case(self) -> float | None:
+        """Return how long a case took one device; None before the first validation."""
+        return None if self.seconds is None else self.seconds * len(self._devices) / len(self.cases)
 
 
 def _train(

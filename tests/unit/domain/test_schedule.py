@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automonai.domain.schedule import refit_validations, validations_before_end
+from automonai.domain.schedule import refit_validations, validated_epochs
 
 
 @pytest.mark.parametrize(
@@ -25,16 +25,12 @@ from automonai.domain.schedule import refit_validations, validations_before_end
 def test_a_refit_validates_in_equal_parts_but_not_oftener_than_the_spec_says(
     length: int, every: int, validations: int, expected: list[int]
 ) -> None:
-    left = [validations_before_end(length, every, validations, after=epoch) for epoch in range(length + 1)]
-    assert [epoch for epoch in range(1, length + 1) if left[epoch] < left[epoch - 1]] == expected
-    assert left[0] == len(expected)
+    assert list(validated_epochs(length, every, validations)) == expected
 
 
-@given(length=st.integers(0, 500), every=st.integers(1, 40), validations=st.integers(1, 4), after=st.integers(0, 500))
-def test_a_refit_never_makes_more_validations_than_it_may(
-    length: int, every: int, validations: int, after: int
-) -> None:
-    assert 0 <= validations_before_end(length, every, validations, after=after) < validations
+@given(length=st.integers(0, 500), every=st.integers(1, 40), validations=st.integers(1, 4))
+def test_a_refit_never_makes_more_validations_than_it_may(length: int, every: int, validations: int) -> None:
+    assert 0 <= len(validated_epochs(length, every, validations)) < validations
 
 
 @pytest.mark.parametrize(
