@@ -51,8 +51,19 @@ CHECKSUM = "sha256"
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _TRANSIENT_CODES = frozenset(
-    {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "SlowDownRead", "SlowDownWrite"}
+    {
+        "ClientDisconnected",  # a MinIO that is being stopped says so, with status 499, to whoever still waits
+        "IncompleteBody",  # a proxy was stopped in the middle of what it passed on
+        "InternalError",
+        "OperationAborted",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "SlowDownRead",
+        "SlowDownWrite",
+    }
 )
+_TRANSIENT_STATUSES = frozenset({408, 429, 499, *range(500, 600)}) - {501}
 _VERBS = {"head": "look at"}
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject"})
 _REMEDIES = {
@@ -350,9 +361,9 @@ class S3Store:
     def _transient(self, error: Exception) -> str | None:
         endpoint = self._settings.endpoint
         match error:
-            case S3Error() if error.code in _TRANSIENT_CODES or _is_overloaded(error.response.status):
+            case S3Error() if error.code in _TRANSIENT_CODES or error.response.status in _TRANSIENT_STATUSES:
                 return f"{endpoint} answered {error.code}"
-            case ServerError() | InvalidResponseError() if _is_overloaded(_status(error)):
+            case ServerError() | InvalidResponseError() if _status(error) in _TRANSIENT_STATUSES:
                 return f"{endpoint} answered with status {_status(error)}"
             case HTTPError() if not _is_certificate_error(error):
                 return f"no answer from {endpoint} ({type(error).__name__})"
@@ -440,10 +451,6 @@ def _provider(settings: S3Settings) -> Provider:
     if settings.access_key is not None and settings.secret_key is not None:
         return StaticProvider(settings.access_key, settings.secret_key, settings.session_token)
     return _EnvironmentIdentity(settings)
-
-
-def _is_overloaded(status: int) -> bool:
-    return status == 429 or (status >= 500 and status != 501)
 
 
 def _status(error: ServerError | InvalidResponseError) -> int:

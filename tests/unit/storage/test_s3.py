@@ -32,6 +32,8 @@ from automonai.storage.s3 import PART_BYTES, S3Location, S3Settings, S3Store
 
 IMPATIENT = Retrying(patience_seconds=0.0, least_tries=1)
 READER, READER_SECRET = "reader", "reader-not-so-secret"
+CUT_OFF = b"<Error><Code>ClientDisconnected</Code><Message>Client disconnected before response was ready</Message></Error>"
+"""What a MinIO that is being stopped answers, with status 499."""
 
 
 @pytest.fixture
@@ -262,11 +264,16 @@ class Answers(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status = self.statuses.pop(0) if self.statuses else 404
         body = self.body or b"<Error><Code>NoSuchKey</Code></Error>"
+        self.rfile.read(int(self.headers.get("Content-Length", "0")))
         self.send_response(status)
         self.send_header("Content-Type", self.kind)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", "some")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_PUT = do_GET
 
     def log_message(self, *arguments: object) -> None: ...
 
@@ -287,7 +294,7 @@ def answering() -> Iterator[tuple[str, type[Answers]]]:
     server.server_close()
 
 
-@pytest.mark.parametrize("statuses", [[503, 500], [429], [502, 504]])
+@pytest.mark.parametrize("statuses", [[503, 500], [429, 408], [502, 504]])
 def test_errors_of_a_busy_server_are_tried_again(
     answering: tuple[str, type[Answers]], statuses: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -303,6 +310,21 @@ def test_errors_of_a_busy_server_are_tried_again(
     with pytest.raises(expected):
         store.get("a")
     assert len(caplog.records) == len(statuses)
+
+
+@pytest.mark.parametrize("operation", ["get", "exists", "put"])
+def test_a_request_that_was_under_way_when_its_server_was_stopped_is_made_again(
+    answering: tuple[str, type[Answers]], operation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint, handler = answering
+    handler.statuses, handler.body = [499, 499, 200], CUT_OFF
+    store = S3Store(
+        S3Location("abc"),
+        S3Settings(endpoint=endpoint, access_key="id", secret_key="secret"),
+        retrying=Retrying(sleep=lambda seconds: None),
+    )
+    {"get": store.get, "exists": store.exists, "put": lambda key: store.put(key, b"content")}[operation]("a")
+    assert len(caplog.records) == 2
 
 
 def test_a_page_that_is_no_s3_answer_is_told(answering: tuple[str, type[Answers]]) -> None:
