@@ -1,7 +1,8 @@
 """The worker: one run after the other. Reads a request, trains, commits the checkpoint, then the result.
 
 `python -m automonai.worker LOCATION --cache FOLDER` serves run ids from its standard input until that ends;
-with `--run ID` it does one run and leaves with the exit code of its outcome (0, or `RunError.exit_code`).
+with `--run ID` it does one run and leaves with the exit code of its outcome (0, or `RunError.exit_code`). What ends
+it without an answer is the last thing in its log and, in one line, in the file of `--last-words`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from automonai.domain.request import (
@@ -27,7 +28,7 @@ from automonai.domain.request import (
     request_adapter,
 )
 from automonai.domain.run import FailureReason, Result
-from automonai.errors import RunError, RunOutOfMemoryError, StopRequestedError, StorageError, UserError
+from automonai.errors import AutoMonaiError, RunError, RunOutOfMemoryError, StopRequestedError, StorageError, UserError
 from automonai.execution.jobs import GPUS_VARIABLE
 from automonai.learning.metering import UNMETERED, Meter
 from automonai.observability import exposition, logs
@@ -44,6 +45,8 @@ from automonai.storage.store import Store
 logger = logging.getLogger("automonai.worker")  # `__name__` is `__main__` in every worker
 
 STOPPED_EXIT_CODE = 143
+LAST_WORDS_CHARACTERS = 1000
+"""Kubernetes keeps up to 4096 bytes of a container's termination message."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,16 +57,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", help="one run id; without it ids are read from standard input")
     parser.add_argument("--metrics-port", type=int, help="show Prometheus the metrics of this process at this port")
     parser.add_argument("--metrics-file", type=Path, help="keep the metrics of the run at hand in this file")
+    parser.add_argument("--last-words", type=Path, help="file for what ended this process without an answer")
     options = parser.parse_args(arguments)
     study = options.location.rstrip("/").rpartition("/")[2]
     logs.set_up(level=logging.INFO)
     logs.name_process(study=study, run=options.run)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    store = open_store(options.location)
-    _limit_threads()
-    with _metrics(options, study=study) as metrics:
-        return _serve_all(options, store=store, stop=stop, metrics=metrics)
+    with _last_words(options.last_words):
+        store = open_store(options.location)
+        _limit_threads()
+        with _metrics(options, study=study) as metrics:
+            return _serve_all(options, store=store, stop=stop, metrics=metrics)
+
+
+@contextmanager
+def _last_words(file: Path | None) -> Iterator[None]:
+    """Write an error that leaves this process to a file: who reports the run as lost says it, too."""
+    try:
+        yield
+    except Exception as error:
+        if file is not None:
+            kind = "" if isinstance(error, AutoMonaiError) else f"{type(error).__name__}: "
+            with suppress(OSError):
+                file.write_text(" ".join(logs.redacted(f"{kind}{error}").split())[:LAST_WORDS_CHARACTERS])
+        raise
 
 
 @contextmanager

@@ -98,10 +98,11 @@ class FakeCluster:
             self.delete("pods", pod)
             self.start_pod(job)
 
-    def end_pod(self, pod: str, exit_code: int, reason: str = "") -> None:
+    def end_pod(self, pod: str, exit_code: int, reason: str = "", *, message: str = "") -> None:
         with self._changed:
             job = self._job_of(pod)
-            self._end_container(pod, exit_code, reason, phase="Failed" if exit_code else "Succeeded")
+            phase = "Failed" if exit_code else "Succeeded"
+            self._end_container(pod, exit_code, reason, phase=phase, message=message)
             if exit_code:
                 self.end_job(job, "Failed", "BackoffLimitExceeded")
             else:
@@ -112,9 +113,9 @@ class FakeCluster:
         ended["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason, "message": "it says so"}]}
         self.put("jobs", ended)
 
-    def _end_container(self, pod: str, exit_code: int, reason: str, *, phase: str) -> None:
+    def _end_container(self, pod: str, exit_code: int, reason: str, *, phase: str, message: str = "") -> None:
         ended = copy.deepcopy(self.objects["pods"][pod])
-        state = {"terminated": {"exitCode": exit_code, "reason": reason}}
+        state = {"terminated": {"exitCode": exit_code, "reason": reason, "message": message}}
         ended["status"] |= {"phase": phase, "containerStatuses": [{"name": "main", "state": state}]}
         self.put("pods", ended)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from automonai.domain.run import LossCause
-from automonai.execution.cluster_objects import Condition, Job, Pod, Waiting
+from automonai.execution.cluster_objects import Condition, Job, Pod, Terminated, Waiting
+from automonai.execution.executor import left_without_answer
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def loss_of(sighting: Sighting, limits: Limits, now: float) -> Loss | None:
     if sighting.is_deleted:
         return Loss(LossCause.DELETED, "its Job was deleted by somebody")
     if sighting.job is not None and sighting.job.condition("Complete") is not None:
-        return Loss(LossCause.CRASH, "its worker left with exit code 0 and without a result")
+        return Loss(LossCause.CRASH, left_without_answer(0))
     if len(sighting.disrupted) > limits.max_disruptions:
         return _disruptions(sighting)
     return _waited_too_long(sighting, limits, now)
@@ -161,7 +162,7 @@ def _worst_of_pods(sighting: Sighting) -> Loss | None:
     if pod.condition("DisruptionTarget") is not None or pod.status.reason in ("NodeLost", "Evicted"):
         return _disruptions(sighting)
     if ended is not None:
-        return Loss(LossCause.CRASH, _exit_words(ended.exit_code))
+        return Loss(LossCause.CRASH, _exit_words(ended))
     return _refusal(pod)
 
 
@@ -209,10 +210,10 @@ def _cannot_start(pod: Pod) -> Waiting | None:
     return waiting if waiting is not None and waiting.reason in _CANNOT_START else None
 
 
-def _exit_words(code: int) -> str:
-    if code == 137:
+def _exit_words(ended: Terminated) -> str:
+    if ended.exit_code == 137:
         return "its worker was ended by SIGKILL (exit code 137)"
-    return f"its worker left with exit code {code} and without a result"
+    return left_without_answer(ended.exit_code, ended.message.strip())
 
 
 def _has_ended(sighting: Sighting) -> bool:

@@ -37,6 +37,17 @@ class Notice(Record):
     """The cause in words, with the name of what was taken away; empty for a start."""
 
 
+def left_without_answer(exit_code: int, last_words: str = "") -> str:
+    """Return why a run is lost whose worker left by itself.
+
+    Args:
+        exit_code: The worker's, not negative.
+        last_words: What the worker said of its end (its `--last-words`); empty where it could not.
+    """
+    why = f"its worker left with exit code {exit_code} and without a result"
+    return f"{why}: {last_words}" if last_words else why
+
+
 class Executor(Protocol):
     """Runs requests elsewhere and says what became of them; nothing of it raises for a run's own failure."""
 

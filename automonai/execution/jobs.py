@@ -38,6 +38,8 @@ METRICS_PORT_NAME = "metrics"
 GPUS_VARIABLE = "AUTOMONAI_GPUS"
 """Tells a worker how many GPUs its Job holds: on so many it trains, and it notices when it sees fewer."""
 CACHE_FOLDER = "/cache"
+TERMINATION_LOG = "/dev/termination-log"
+"""What a container writes there becomes its status's message; Kubernetes' own default."""
 USER_ID = 65532
 JOB_NAME_LENGTH = 63
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -323,7 +325,12 @@ def _container(request: TrainRequest | EnsembleRequest, template: JobTemplate, *
     ]
     if template.ca_secret is not None:
         mounts.append({"name": "ca", "mountPath": "/etc/automonai/ca", "readOnly": True})
-    arguments: list[JsonValue] = [location, "--cache", CACHE_FOLDER, "--run", request.run_id]
+    arguments: list[JsonValue] = [
+        location,
+        *("--cache", CACHE_FOLDER),
+        *("--run", request.run_id),
+        *("--last-words", TERMINATION_LOG),
+    ]
     gpus = template.gpus_per_run if isinstance(request, TrainRequest) else min(1, template.gpus_per_run)
     container: JsonObject = {
         "name": CONTAINER,

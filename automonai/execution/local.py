@@ -14,7 +14,7 @@ from typing import IO
 
 from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.domain.run import LossCause
-from automonai.execution.executor import Notice, Report
+from automonai.execution.executor import Notice, Report, left_without_answer
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store, place_on_this_machine
 
@@ -66,7 +66,7 @@ class LocalExecutor:
             cache_folder: Where preprocessed cases are kept.
             gpus: CUDA device ids, given to the slots in turn.
             inherited_lock: A file descriptor that workers keep open, so that the study stays locked while any lives.
-            command: What a worker is; it gets the study's location and `--cache`.
+            command: What a worker is; it gets the study's location, `--cache` and `--last-words`.
             metrics: Whether each worker leaves its metrics beside its log, in `worker-N.prom`.
         """
         self._location = location
@@ -124,7 +124,7 @@ class LocalExecutor:
         if self._store.exists(keys.answer(slot.run_id)):
             report = Report(run_id=slot.run_id)
         elif ended is not None:
-            report = Report(run_id=slot.run_id, lost=_describe_exit(ended), cause=LossCause.CRASH)
+            report = Report(run_id=slot.run_id, lost=self._describe_exit(slot, ended), cause=LossCause.CRASH)
         else:
             return None
         slot.run_id = None
@@ -142,14 +142,21 @@ class LocalExecutor:
             slot.process.wait()  # poll() then finds it gone and reports the run as lost
 
     def _start(self, slot: _Slot) -> None:
-        log = workers_folder(self._location) / f"worker-{slot.number}.log"
+        log, last_words = self._file(slot, "log"), self._file(slot, "last-words")
         log.parent.mkdir(parents=True, exist_ok=True)
+        last_words.unlink(missing_ok=True)
         _release(slot)
         slot.log = log.open("ab")
         inherited = () if self._inherited_lock is None else (self._inherited_lock,)
-        metrics = ("--metrics-file", str(log.with_suffix(".prom"))) if self._metrics else ()
+        metrics = ("--metrics-file", str(self._file(slot, "prom"))) if self._metrics else ()
         slot.process = subprocess.Popen(
-            [*self._command, str(self._location), "--cache", str(self._cache_folder), *metrics],
+            [
+                *self._command,
+                str(self._location),
+                *("--cache", str(self._cache_folder)),
+                *("--last-words", str(last_words)),
+                *metrics,
+            ],
             stdin=subprocess.PIPE,
             stdout=slot.log,
             stderr=slot.log,
@@ -157,6 +164,19 @@ class LocalExecutor:
             start_new_session=True,  # Ctrl-C reaches the controller alone, which then ends the workers in order
             pass_fds=inherited,
         )
+
+    def _file(self, slot: _Slot, kind: str) -> Path:
+        """Return where a slot's workers leave their log, metrics or last words."""
+        return workers_folder(self._location) / f"worker-{slot.number}.{kind}"
+
+    def _describe_exit(self, slot: _Slot, code: int) -> str:
+        """Return why a run is lost whose worker has ended."""
+        if code >= 0:
+            last_words = self._file(slot, "last-words")
+            return left_without_answer(code, last_words.read_text().strip() if last_words.is_file() else "")
+        name = signal.Signals(-code).name
+        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
+        return f"its worker was ended by {name}{hint}"
 
     def _environment(self, slot: _Slot) -> dict[str, str]:
         threads = str(self._threads)
@@ -186,7 +206,7 @@ class LocalExecutor:
 
 
 def workers_folder(location: str | Path) -> Path:
-    """Return where the workers of a study leave their logs and metrics on this machine."""
+    """Return where the workers of a study leave their logs, metrics and last words on this machine."""
     return place_on_this_machine(location) / "workers"
 
 
@@ -198,11 +218,3 @@ def _release(slot: _Slot) -> None:
     if slot.log is not None:
         slot.log.close()
         slot.log = None
-
-
-def _describe_exit(code: int) -> str:
-    if code >= 0:
-        return f"its worker left with exit code {code}"
-    name = signal.Signals(-code).name
-    hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-    return f"its worker was ended by {name}{hint}"

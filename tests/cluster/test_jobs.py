@@ -155,11 +155,12 @@ def test_a_pod_is_restricted_and_has_no_token(bench: Bench) -> None:
         "try:\n"
         "    pathlib.Path('/x').write_text('x')\n"
         "except OSError:\n"
+        "    pathlib.Path('/dev/termination-log').write_text('it may not')\n"
         "    sys.exit(67)\n"
     )
     executor = bench.executor(script)
     executor.submit(request())
-    assert "exit code 67" in lost(executor)
+    assert "exit code 67 and without a result: it may not" in lost(executor)
 
 
 def test_a_jobs_exit_code_that_is_never_retried_fails_it_at_once(bench: Bench) -> None:

@@ -16,6 +16,7 @@ for line in sys.stdin:
     if trial == 13:
         os.kill(os.getpid(), signal.SIGKILL)
     if trial == 14:
+        Path(sys.argv[sys.argv.index("--last-words") + 1]).write_text("the disk is full\n")
         sys.exit(3)
     if trial == 99:
         time.sleep(60)

@@ -14,7 +14,7 @@ from fake_cluster import FakeCluster
 from automonai.domain.configuration import Configuration
 from automonai.domain.request import EnsembleResult, TrainRequest
 from automonai.domain.run import LossCause, Result, Run, RunState
-from automonai.execution.executor import Executor, Notice, Report
+from automonai.execution.executor import Executor, Notice, Report, left_without_answer
 from automonai.execution.fake import FakeExecutor, VirtualClock
 from automonai.execution.jobs import JobTemplate, StudyHandle
 from automonai.execution.kubernetes import KubernetesExecutor
@@ -50,7 +50,7 @@ def cluster(store: Store) -> Iterator[FakeCluster]:
         if trial not in (KILLED, CRASHED):
             result = Result(run_id=run_id, state=RunState.COMPLETE, loss=0.5)
             store.put(keys.result(run_id), result.model_dump_json().encode())
-        cluster.end_pod(pod, {KILLED: 137, CRASHED: 3}.get(trial, 0))
+        cluster.end_pod(pod, {KILLED: 137, CRASHED: 3}.get(trial, 0), message="the disk is full\n" * (trial == CRASHED))
 
     cluster.on_job = play
     cluster.start()
@@ -89,7 +89,10 @@ def fake(store: Store) -> Executor:
         train=lambda r: Result(run_id=r.run_id, state=RunState.COMPLETE, loss=0.5),
         choose=lambda r: EnsembleResult(members=()),
         seconds=lambda r: 1e6 if r.run.trial == ENDLESS else 1.0,
-        lose=lambda r: {KILLED: "its worker was ended by SIGKILL", CRASHED: "exit code 3"}.get(r.run.trial),
+        lose=lambda r: {
+            KILLED: "its worker was ended by SIGKILL",
+            CRASHED: left_without_answer(3, "the disk is full"),
+        }.get(r.run.trial),
         slots=2,
     )
 
@@ -167,7 +170,9 @@ def test_each_end_is_reported_once(make: Make) -> None:
     assert executor.poll(0.0) == []
 
 
-@pytest.mark.parametrize(("trial", "why"), [(KILLED, "SIGKILL"), (CRASHED, "exit code 3")])
+@pytest.mark.parametrize(
+    ("trial", "why"), [(KILLED, "SIGKILL"), (CRASHED, "exit code 3 and without a result: the disk is full")]
+)
 def test_a_run_whose_worker_dies_is_lost_with_its_reason_and_others_go_on(make: Make, trial: int, why: str) -> None:
     executor = make()
     executor.submit(request(trial))

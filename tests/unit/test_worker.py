@@ -84,7 +84,10 @@ def test_a_fault_that_is_not_the_runs_ends_the_worker_with_1_and_a_line_that_nam
     pytest.importorskip("pythonjsonlogger", reason="needs the extra automonai[cluster]")
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # no torch
     ended = subprocess.run(
-        [sys.executable, "-m", "automonai.worker", str(tmp_path / "brain"), "--cache", str(tmp_path), "--run", "a-run"],
+        [
+            *(sys.executable, "-m", "automonai.worker", str(tmp_path / "brain")),
+            *("--cache", str(tmp_path), "--run", "a-run", "--last-words", str(tmp_path / "last-words")),
+        ],
         env=environment | {logs.FORMAT_VARIABLE: "json"},
         capture_output=True,
         text=True,
@@ -94,6 +97,9 @@ def test_a_fault_that_is_not_the_runs_ends_the_worker_with_1_and_a_line_that_nam
     assert ended.returncode == 1
     assert (fields["level"], fields["study"], fields["run"]) == ("CRITICAL", "brain", "a-run")
     assert "no such object" in fields["exception"]
+    last_words = (tmp_path / "last-words").read_text()
+    assert "no such object" in last_words
+    assert last_words.count("\n") == 0
 
 
 def test_a_run_that_has_its_result_is_not_trained_again(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +206,22 @@ def main(tmp_path: Path, *options: str) -> int:
 def port() -> int:
     with socket.create_server(("", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def test_the_last_words_of_a_foreign_error_name_its_kind_in_one_short_line_without_secrets(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    patch_main(monkeypatch, store)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "0123456789abcdef")
+    patch_training(monkeypatch, OSError(28, "No space left\non 0123456789abcdef" + 2000 * "x"))
+    with pytest.raises(OSError, match="No space left"):
+        main(tmp_path, "--last-words", str(tmp_path / "last-words"))
+    last_words = (tmp_path / "last-words").read_text()
+    assert last_words.startswith(f"OSError: [Errno 28] No space left on {logs.HIDDEN}xxx")
+    assert len(last_words) == automonai.worker.LAST_WORDS_CHARACTERS
+    patch_training(monkeypatch, OSError("No space left"))
+    with pytest.raises(OSError, match="No space left"):
+        main(tmp_path, "--last-words", str(tmp_path / "nowhere" / "last-words"))
 
 
 def test_a_run_at_hand_is_shown_to_prometheus_with_its_labels(

@@ -32,7 +32,9 @@ from automonai.storage.s3 import PART_BYTES, S3Location, S3Settings, S3Store
 
 IMPATIENT = Retrying(patience_seconds=0.0, least_tries=1)
 READER, READER_SECRET = "reader", "reader-not-so-secret"
-CUT_OFF = b"<Error><Code>ClientDisconnected</Code><Message>Client disconnected before response was ready</Message></Error>"
+CUT_OFF = (
+    b"<Error><Code>ClientDisconnected</Code><Message>Client disconnected before response was ready</Message></Error>"
+)
 """What a MinIO that is being stopped answers, with status 499."""
 
 
