@@ -18,10 +18,11 @@ import yaml
 from automonai.controller import Controller, Watch, run_study
 from automonai.domain.configuration import Configuration
 from automonai.domain.events import SpecChanged, StudyStarted
+from automonai.domain.facts import RunRecord
 from automonai.domain.request import EnsembleResult, StudyData, TrainRequest
 from automonai.domain.run import Purpose, Result, Run
 from automonai.domain.seeds import derive_seed
-from automonai.domain.study import RunRecord, Study
+from automonai.domain.study import Study
 from automonai.errors import DatasetError, ObjectNotFoundError, SpecError, StudyNotFoundError
 from automonai.execution.local import LocalExecutor, workers_folder
 from automonai.execution.lock import locked

@@ -36,12 +36,13 @@ from automonai.domain.events import (
     StudyEnded,
     TrialProposed,
 )
+from automonai.domain.facts import ENSEMBLE_RUN_ID
 from automonai.domain.plan import make_plan
 from automonai.domain.refit import choose_refit, refit_deadline_seconds
 from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, StudyData, TrainRequest
 from automonai.domain.run import FailureReason, Purpose, Result, Run, RunState, Trial
 from automonai.domain.seeds import derive_seed
-from automonai.domain.study import ENSEMBLE_RUN_ID, Study
+from automonai.domain.study import Study
 from automonai.execution.executor import Executor, Notice, Report
 from automonai.search.sampler import History, Observation, Sampler
 from automonai.storage import keys

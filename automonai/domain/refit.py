@@ -72,7 +72,7 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     for trial, fold in order:
         epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs(trial.number, len(order))))
         runs.append(_run(trial, fold, epochs))
-    return _chosen(now, runs, f"{len(runs)} networks in the {room.seconds:.0f} s that are left")
+    return _chosen(now, runs, f"equal shares of the {room.seconds:.0f} s that are left")
 
 
 def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: int) -> float | None:

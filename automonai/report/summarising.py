@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from automonai.domain.dataset import Dataset
+from automonai.domain.facts import RunRecord
 from automonai.domain.request import CaseScores, EnsembleResult, StudyData
 from automonai.domain.run import FailureReason, Origin, Result, RunState, Trial
 from automonai.domain.seeds import derive_seed
-from automonai.domain.study import RunRecord, Study
+from automonai.domain.study import Study
 from automonai.report.intervals import Interval, interval_of, interval_of_class_means
 from automonai.report.summary import (
     CaseSummary,
@@ -28,6 +29,7 @@ from automonai.report.summary import (
     TrialSummary,
     Winner,
 )
+from automonai.report.words import counted
 from automonai.spec import Choice, IntegerRange, Ordered, RealRange
 
 
@@ -42,7 +44,7 @@ def summarise(study: Study, data: StudyData) -> Summary:
         succeeded=None if ended is None else ended.succeeded,
         stopped_because="" if ended is None else ended.why,
         search_stopped_because="" if study.search_ended is None else study.search_ended.why,
-        refit_because="" if study.refit is None else study.refit.why,
+        refit_because=_refit_because(study),
         started_at=study.started_at,
         sampler=study.spec.search.sampler.value,
         objective=study.spec.search.objective,
@@ -62,6 +64,13 @@ def summarise(study: Study, data: StudyData) -> Summary:
         devices=tuple(sorted({r.device for r in _results(study) if r.device})),
         notes=tuple(Note(seconds=study.elapsed_at(at), text=text) for at, text in study.notes),
     )
+
+
+def _refit_because(study: Study) -> str:
+    if study.refit is None:
+        return ""
+    runs = study.refit.runs
+    return f"{counted(len(runs), 'network')}, {study.refit.why}" if runs else study.refit.why
 
 
 def searched_names(study: Study) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def refitted_epochs(*, training: float, validation: float) -> int:
     """Return the epochs of the one network that is refitted in 339 s."""
     pace = {"training_seconds_per_epoch": training, "validation_seconds": validation}
     study = searched(time=600, refit_share=0.6, second=0.2, refit=RefitSpec(members=1), pace=pace)
-    assert study.refit.why == "1 networks in the 339 s that are left"
+    assert study.refit.why == "equal shares of the 339 s that are left"
     return study.refit.runs[0].budget_epochs
 
 

@@ -16,8 +16,9 @@ from automonai.domain.events import (
     StudyStarted,
     TrialProposed,
 )
+from automonai.domain.facts import ENSEMBLE_RUN_ID, RunRecord
 from automonai.domain.run import LossCause, Origin, Result, Run, RunState, Trial
-from automonai.domain.study import ENSEMBLE_RUN_ID, RunRecord, Study
+from automonai.domain.study import Study
 
 RUN = Run(trial=0, budget_epochs=1)
 TRIAL = Trial(number=0, configuration=Configuration(), origin=Origin.STANDARD, bracket=0)

@@ -1,0 +1,198 @@
+"""Facts: what the journal says. Each event is applied once; nothing else changes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from automonai.domain.events import (
+    EnsembleFinished,
+    EnsembleQueued,
+    Event,
+    RefitChosen,
+    RunDisrupted,
+    RunFinished,
+    RunLost,
+    RunQueued,
+    RunStarted,
+    SearchEnded,
+    SessionStarted,
+    SpecChanged,
+    StudyEnded,
+    StudyStarted,
+    TrialProposed,
+)
+from automonai.domain.request import EnsembleResult
+from automonai.domain.run import LossCause, Result, Run, RunState, Trial
+from automonai.spec import StudySpec
+
+ENSEMBLE_RUN_ID = "ensemble"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run and its life so far."""
+
+    run: Run
+    state: RunState
+    queued_at: float
+    resume_from: str | None = None
+    started_at: float | None = None
+    """When a worker took it up, for the first time since it was queued; None before that."""
+    finished_at: float | None = None
+    losses: int = 0
+    """How often the infrastructure lost it."""
+    result: Result | None = None
+
+
+@dataclass
+class Facts:
+    """What the events of a journal come to; `Study` answers questions on it."""
+
+    spec: StudySpec
+    started_at: float
+    folds: int
+    """Of the division of the cases, wherever it comes from."""
+    trials: dict[int, Trial] = field(default_factory=dict)
+    runs: dict[str, RunRecord] = field(default_factory=dict)
+    """By run id, in the order in which they were queued."""
+    finished: list[str] = field(default_factory=list)
+    """Ids of final runs in the order in which they ended."""
+    notes: list[tuple[float, str]] = field(default_factory=list)
+    """What fell back or was lost, with its time."""
+    losses: Counter[LossCause] = field(default_factory=Counter)
+    """How often each cause lost a run or the ensemble's work."""
+    disruptions: Counter[LossCause] = field(default_factory=Counter)
+    """How often each cause took a worker away, whether or not the run was lost by it in the end."""
+    queue_seconds: list[float] = field(default_factory=list)
+    """How long each start of a run was waited for, those of runs that were lost later included."""
+    lost_seconds: float = 0.0
+    """Time that workers spent on runs until they were lost."""
+    search_ended: SearchEnded | None = None
+    refit: RefitChosen | None = None
+    ensemble_queued: EnsembleQueued | None = None
+    ensemble_started_at: float | None = None
+    """When a worker took the ensemble's work up; None before that."""
+    ensemble_losses: int = 0
+    ensemble: EnsembleResult | None = None
+    ended: StudyEnded | None = None
+    exhausted: bool = False
+    """The sampler has nothing more to propose (a grid's end)."""
+    software: dict[str, str] = field(default_factory=dict)
+    """Package to version, as of the study's start."""
+    cleaned: set[str] = field(default_factory=set)
+    """Ended runs whose checkpoints are known to be deleted; deleting again would do no harm."""
+    closed_brackets: set[int] = field(default_factory=set)
+    """Brackets that `decisions` found to have ended; only spares looking at them again."""
+    _sessions: list[tuple[float, float]] = field(default_factory=list)
+    _disruptions: set[tuple[str, str]] = field(default_factory=set)
+    """Run id and words of each."""
+    _trials_of: dict[int, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def replay(cls, events: Iterable[Event]) -> Self:
+        """Return what the events tell.
+
+        Raises:
+            ValueError: If there is no event or the first is not StudyStarted.
+        """
+        iterator = iter(events)
+        first = next(iterator, None)
+        if not isinstance(first, StudyStarted):
+            raise ValueError("a journal starts with study_started")
+        facts = cls(
+            spec=first.spec,
+            started_at=first.at,
+            folds=first.folds or first.spec.split.folds,
+            software=first.software,
+        )
+        for event in iterator:
+            facts.apply(event)
+        return facts
+
+    def apply(self, event: Event) -> None:
+        """Take one event into account."""
+        if isinstance(event, SessionStarted):
+            self._sessions.append((event.at, event.at))
+        elif self._sessions:
+            self._sessions[-1] = (self._sessions[-1][0], event.at)
+        match event:
+            case SpecChanged():
+                self.spec = event.spec
+            case TrialProposed():
+                self.trials[event.trial.number] = event.trial
+                self._trials_of.setdefault(event.trial.bracket, []).append(event.trial.number)
+                if event.note:
+                    self.notes.append((event.at, f"trial {event.trial.number}: {event.note}"))
+            case RunQueued() | RunStarted() | RunDisrupted() | RunFinished() | RunLost():
+                self._apply_to_run(event)
+            case _:
+                self._apply_step(event)
+
+    def _apply_step(self, event: Event) -> None:
+        match event:
+            case SearchEnded():
+                self.search_ended = event
+            case RefitChosen():
+                self.refit = event
+            case EnsembleQueued():
+                self.ensemble_queued = event
+            case EnsembleFinished():
+                self.ensemble = event.result
+            case StudyEnded():
+                self.ended = event
+
+    def _apply_to_run(self, event: RunQueued | RunStarted | RunDisrupted | RunFinished | RunLost) -> None:
+        match event:
+            case RunQueued():
+                self._apply_queued(event)
+            case RunStarted():
+                self._apply_started(event)
+            case RunDisrupted():
+                self.disruptions[event.cause] += 1
+                self._disruptions.add((event.run_id, event.why))
+                self.notes.append((event.at, f"{event.run_id} was disrupted: {event.why}"))
+            case RunFinished():
+                self._apply_finished(event)
+            case RunLost():
+                self._apply_lost(event)
+
+    def _apply_queued(self, event: RunQueued) -> None:
+        known = self.runs.get(event.run.id)
+        self.runs[event.run.id] = RunRecord(
+            run=event.run,
+            state=RunState.QUEUED,
+            queued_at=event.at,
+            resume_from=event.resume_from,
+            losses=known.losses if known else 0,
+        )
+
+    def _apply_started(self, event: RunStarted) -> None:
+        if event.run_id == ENSEMBLE_RUN_ID:
+            self.ensemble_started_at = event.at
+            return
+        known = self.runs[event.run_id]
+        self.queue_seconds.append(max(0.0, event.at - known.queued_at))
+        self.runs[event.run_id] = replace(known, state=RunState.RUNNING, started_at=event.at)
+
+    def _apply_finished(self, event: RunFinished) -> None:
+        self.finished.append(event.run.id)
+        refused = RunRecord(run=event.run, state=event.result.state, queued_at=event.at)
+        known = self.runs.get(event.run.id, refused)
+        self.runs[event.run.id] = replace(
+            known, run=event.run, state=event.result.state, finished_at=event.at, result=event.result
+        )
+
+    def _apply_lost(self, event: RunLost) -> None:
+        self.losses[event.cause] += 1
+        self.notes.append((event.at, f"{event.run_id} was lost: {event.why}"))
+        if event.run_id == ENSEMBLE_RUN_ID:
+            self.ensemble_losses += 1
+            self.ensemble_queued = self.ensemble_started_at = None
+            return
+        known = self.runs[event.run_id]
+        if known.started_at is not None:
+            self.lost_seconds += max(0.0, event.at - known.started_at)
+        self.runs[event.run_id] = replace(known, state=RunState.LOST, started_at=None, losses=known.losses + 1)
