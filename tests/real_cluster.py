@@ -107,8 +107,16 @@ def store_on_this_machine(namespace: str, monkeypatch: pytest.MonkeyPatch) -> It
     secret = kubectl_json("get", "secret", "automonai-minio", "-n", namespace)["data"]
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, base64.b64decode(secret[name]).decode())
+    with forwarded(namespace, "automonai-minio", 9000) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
+        yield
+
+
+@contextmanager
+def forwarded(namespace: str, service: str, port: int) -> Iterator[str]:
+    """Give the address on this machine, host:port, that reaches a Service's port."""
     forward = subprocess.Popen(
-        ["kubectl", "port-forward", "-n", namespace, "service/automonai-minio", ":9000"],
+        ["kubectl", "port-forward", "-n", namespace, f"service/{service}", f":{port}"],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -116,8 +124,7 @@ def store_on_this_machine(namespace: str, monkeypatch: pytest.MonkeyPatch) -> It
         assert forward.stdout is not None
         words = forward.stdout.readline().split()  # Forwarding from 127.0.0.1:PORT -> 9000
         assert words[:2] == ["Forwarding", "from"]
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{words[2]}")
-        yield
+        yield words[2]
     finally:
         forward.kill()
         forward.communicate()

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from automonai.domain.records import Record
@@ -52,8 +53,8 @@ class Machine(Record):
 def detect_machine() -> Machine:
     """Return this machine's facts.
 
-    GPUs are those that `nvidia-smi` tells of, none where it is missing, and of them those that CUDA_VISIBLE_DEVICES
-    names, if it is set.
+    GPUs are those that `nvidia-smi` tells of, none where it is missing or torch was built for CPUs only, and of them
+    those that CUDA_VISIBLE_DEVICES names, if it is set.
     """
     return Machine(
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -99,11 +100,25 @@ def _gpus() -> tuple[Gpu, ...]:
     rows = [line.split(", ", 3) for line in answer.stdout.splitlines() if line.count(", ") >= 3]
     # By UUID: CUDA's own numbers put the fastest card first, nvidia-smi's go by the bus.
     found = {row[0]: Gpu(id=row[1], name=row[3], memory_bytes=_gpu_memory_bytes(row[2])) for row in rows}
+    if found and (torch := _torch_version()).endswith("+cpu"):
+        known = (
+            "there is a GPU that torch %s, a build for CPUs, does not use; install the build with CUDA of that version"
+        )
+        logger.warning(known, torch)
+        return ()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return tuple(found.values())
     named = [(entry.strip(), number, gpu) for entry in visible.split(",") for number, gpu in found.items()]
     return tuple(gpu.model_copy(update={"id": entry}) for entry, number, gpu in named if _is_named(gpu, number, entry))
+
+
+def _torch_version() -> str:
+    """Return the installed torch's version without importing it, `+cpu` at its end for a build without CUDA."""
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _gpu_memory_bytes(mebibytes: str) -> int:

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from automonai.errors import SpecError
 from automonai.execution import machine
 from automonai.execution.machine import Gpu, detect_machine, refuse_unusable
 from automonai.spec import ExecutionSpec
 
+TORCH_VERSION = machine._torch_version
 ANSWER = """\
 0, GPU-aaaa1111-0000, 81559, NVIDIA H100 80GB HBM3
 1, GPU-bbbb2222-0000, 24576, NVIDIA A10, of two parts
@@ -26,6 +28,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine, "_torch_version", lambda: "2.13.0")
     return program
 
 
@@ -61,6 +64,18 @@ def test_only_the_gpus_that_the_user_named_are_used(
 def test_without_a_driver_there_is_no_gpu(nvidia_smi: Path) -> None:
     nvidia_smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
     assert detect_machine().gpus == ()
+
+
+def test_gpus_that_the_installed_torch_cannot_use_are_told_and_not_counted_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(machine, "_torch_version", lambda: "2.13.0+cpu")
+    assert detect_machine().gpus == ()
+    assert "torch 2.13.0+cpu, a build for CPUs, does not use" in caplog.text
+
+
+def test_torchs_version_is_found_without_it() -> None:
+    assert TORCH_VERSION() == torch.__version__
 
 
 def test_a_gpu_whose_memory_is_not_told_shares_the_machines(nvidia_smi: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import http.server
 import json
 import logging
-import subprocess
 import threading
 import traceback
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 pytest.importorskip("minio", reason="needs the extra automonai[cluster]")
 
 import minio_server
+from certificates import make_authority
 from minio.credentials.providers import AssumeRoleProvider, StaticProvider
 from minio.minioadmin import MinioAdmin
 from minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
@@ -374,26 +374,12 @@ def test_a_refused_web_identity_does_not_show_its_token(
     assert "the-token" not in told(caught.value) + caplog.text
 
 
-def make_authority(folder: Path) -> Path:
-    """Write an authority and a certificate of it for this machine, as MinIO wants them."""
-    folder.mkdir()
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "authority.crt", "-days", "2", "-subj", "/CN=authority")
-    openssl("req", *key, "-keyout", "private.key", "-out", "server.csr", "-subj", "/CN=127.0.0.1")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
-    signer = ("-CA", "authority.crt", "-CAkey", "ca.key", "-CAcreateserial")
-    openssl("x509", "-req", "-in", "server.csr", *signer, "-out", "public.crt", "-days", "2", "-extfile", "names")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
     folder = tmp_path_factory.mktemp("secure")
-    with minio_server.running(folder / "data", certificates=make_authority(folder / "certificates")) as server:
+    with minio_server.running(
+        folder / "data", certificates=make_authority(folder / "certificates", "IP:127.0.0.1")
+    ) as server:
         yield server
 
 
