@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,9 +45,12 @@ class _StepGroup(click.Group):
 @click.group(cls=_StepGroup, hidden=True)
 def step() -> None:
     """Run one step of a workflow; the chart's templates call these."""
+    from automonai.execution.jobs import GPUS_VARIABLE, NO_GPUS
     from automonai.observability import logs
 
     logs.set_up(level=logging.INFO)
+    if os.environ.get(GPUS_VARIABLE) == "0":  # before torch looks for any
+        os.environ.update(NO_GPUS)
 
 
 def _name_process(study: str) -> None:

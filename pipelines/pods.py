@@ -16,6 +16,8 @@ from pipelines import release
 
 USER_ID = 65532
 METRICS_PORT = 9109
+CACHE_LABEL = "automonai/cache"
+"""Of the pods that mount the cache: the chart's podAffinity keeps them on one node where the volume needs that."""
 JOB_TEMPLATE_FOLDER = "/etc/automonai/job-template"
 REPORT_FILE = "/tmp/report.html"  # noqa: S108 - of the container, where /tmp is a volume of the pod's own
 
@@ -93,10 +95,15 @@ def step(
         retry_strategy=retry,
         outputs=outputs,
         pod_spec_patch=patch,
-        labels=None if study is None else {STUDY_LABEL: study},
+        labels=_labels(study, patch),
         annotations=None if study is None else _SCRAPING,
         ports=None if study is None else [m.ContainerPort(name=METRICS_PORT_NAME, container_port=METRICS_PORT)],
     )
+
+
+def _labels(study: str | None, patch: str) -> dict[str, str] | None:
+    cache = {CACHE_LABEL: release.CACHE} if patch in (release.CHECK_PATCH, release.TRIAL_PATCH) else {}
+    return {**cache, **({} if study is None else {STUDY_LABEL: study})} or None
 
 
 def _environment(study: str | None, gpus: str | None) -> dict[str, str]:

@@ -20,11 +20,8 @@ def predict_template() -> WorkflowTemplate:
         Parameter(name="images", description="Folder of images, for example s3://automonai/datasets/new/images."),
         Parameter(name="output", description="Folder for the label maps, for example s3://automonai/predictions/new."),
     ]
-    workflow = template(
-        PREDICT,
-        description=_DESCRIPTION,
-        parameters=[*parameters, gpu_parameter("GPUs of the pod: a prediction uses one. 0: CPU only.")],
-    )
+    gpus = gpu_parameter("GPUs of the pod: a prediction uses one. 0: CPU only.")
+    workflow = template(PREDICT, description=_DESCRIPTION, parameters=[*parameters, gpus])
     workflow.entrypoint = "main"
     with workflow:
         predict = step(
@@ -33,6 +30,7 @@ def predict_template() -> WorkflowTemplate:
             image=release.TRAINER_IMAGE,
             retry=retry_after_disruption(),
             patch=release.TRIAL_PATCH,
+            gpus=f"{{{{workflow.parameters.{gpus.name}}}}}",
         )
         with Steps(name="main"):
             predict(name="predict")

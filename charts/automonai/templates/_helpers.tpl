@@ -80,18 +80,27 @@ AWS_CA_BUNDLE: /etc/automonai/ca/ca.crt
 {{- end -}}
 {{- end -}}
 
+{{- /* The pods' label automonai/cache: the claim of a volume that only one node at a time can have; else empty. */ -}}
+{{- define "automonai.cacheLabel" -}}
+{{- if eq .Values.cache.accessMode "ReadWriteOnce" -}}
+{{- include "automonai.cacheClaim" . | trunc 63 | trimAll "-." -}}
+{{- end -}}
+{{- end -}}
+
 {{- /*
-Where the cache's volume can be on one node only, trainings go where others are: no scheduler sees to that for a volume
-that moves from node to node. automonai.cacheAffinity (dict "root" $ "affinity" $yours "required" true)
+Pods with that label go where others with it are: no scheduler sees to that for a volume that moves from node to node.
+Your own required terms stay alone: the scheduler looks for pods that match all terms at once.
+automonai.cacheAffinity (dict "root" $ "affinity" $yours)
 */ -}}
 {{- define "automonai.cacheAffinity" -}}
 {{- $affinity := deepCopy (default (dict) .affinity) -}}
-{{- if and (include "automonai.cacheClaim" .root) (eq .root.Values.cache.accessMode "ReadWriteOnce") (not $affinity.podAffinity) -}}
-{{- $trials := dict "app.kubernetes.io/part-of" "automonai" "app.kubernetes.io/component" "trial" "app.kubernetes.io/instance" .root.Release.Name -}}
-{{- $term := dict "labelSelector" (dict "matchLabels" $trials) "topologyKey" "kubernetes.io/hostname" -}}
-{{- $rule := dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term)) -}}
-{{- if .required -}}{{- $rule = dict "requiredDuringSchedulingIgnoredDuringExecution" (list $term) -}}{{- end -}}
-{{- $_ := set $affinity "podAffinity" $rule -}}
+{{- $near := default (dict) $affinity.podAffinity -}}
+{{- $claim := include "automonai.cacheLabel" .root -}}
+{{- if and $claim (not $near.requiredDuringSchedulingIgnoredDuringExecution) -}}
+{{- $selector := dict "matchLabels" (dict "automonai/cache" $claim) -}}
+{{- $term := dict "labelSelector" $selector "topologyKey" "kubernetes.io/hostname" -}}
+{{- $_ := set $near "requiredDuringSchedulingIgnoredDuringExecution" (list $term) -}}
+{{- $_ := set $affinity "podAffinity" $near -}}
 {{- end -}}
 {{- toJson $affinity -}}
 {{- end -}}
@@ -119,7 +128,8 @@ capabilities:
 {{- range $kind := list "requests" "limits" -}}
 {{- $quantities := dict -}}
 {{- range $name, $quantity := index $ $kind -}}
-{{- $_ := set $quantities $name (toString $quantity) -}}
+{{- $isWhole := and (kindIs "float64" $quantity) (eq $quantity (floor $quantity)) -}}{{- /* of many bytes, say */ -}}
+{{- $_ := set $quantities $name (ternary (toString (int64 $quantity)) (toString $quantity) $isWhole) -}}
 {{- end -}}
 {{- if $quantities -}}{{- $_ := set $resources $kind $quantities -}}{{- end -}}
 {{- end -}}
@@ -153,6 +163,12 @@ runtimeClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{- /* The same for a pod that mounts the cache: automonai.cacheScheduling (dict "root" $ "values" $values) */ -}}
+{{- define "automonai.cacheScheduling" -}}
+{{- $affinity := include "automonai.cacheAffinity" (dict "root" .root "affinity" .values.affinity) | fromJson -}}
+{{- include "automonai.scheduling" (merge (dict "affinity" $affinity) .values) -}}
+{{- end -}}
+
 {{- /*
 The patch of a workflow's pod, as JSON: automonai.podPatch (dict "root" $ "values" .Values.controller "resources" ...).
 Argo's own containers get what the Pod Security level 'restricted' asks for; the rest differs from release to release.
@@ -171,12 +187,11 @@ terminationGracePeriodSeconds: {{ .graceSeconds }}
 automountServiceAccountToken: true
 enableServiceLinks: false
 {{- include "automonai.imagePullSecrets" $root }}
-{{- $values := .values -}}
 {{- if .usesCache -}}
-{{- $affinity := include "automonai.cacheAffinity" (dict "root" $root "affinity" $values.affinity) | fromJson -}}
-{{- $values = merge (dict "affinity" $affinity) $values -}}
-{{- end -}}
-{{- include "automonai.scheduling" $values }}
+{{- include "automonai.cacheScheduling" . }}
+{{- else -}}
+{{- include "automonai.scheduling" .values }}
+{{- end }}
 initContainers:
   - name: init
     securityContext: {{ include "automonai.argoSecurityContext" $root | fromYaml | toJson }}
@@ -249,6 +264,7 @@ The file is text to Helm: Argo's double braces are not rendered.
   "controllerImage" (include "automonai.image" (list $root "controller"))
   "trainerImage" (include "automonai.image" (list $root "trainer"))
   "release" $root.Release.Name
+  "cacheLabel" (include "automonai.cacheLabel" $root)
   "stepAccount" (printf "%s-step" $name)
   "controllerAccount" (printf "%s-controller" $name)
   "settings" (printf "%s-settings" $name)

@@ -8,6 +8,9 @@ image_pull_secrets: {{ toJson .Values.image.pullSecrets }}
 service_account: {{ include "automonai.fullname" . }}-trial
 labels:
   app.kubernetes.io/instance: {{ .Release.Name }}
+  {{- with include "automonai.cacheLabel" . }}
+  automonai/cache: {{ . | quote }}
+  {{- end }}
   {{- range $key, $value := $trial.labels }}
   {{ $key }}: {{ $value | quote }}
   {{- end }}
@@ -30,7 +33,7 @@ cache_size: {{ .Values.cache.size | quote }}
 {{- end }}
 node_selector: {{ toJson $trial.nodeSelector }}
 tolerations: {{ toJson $trial.tolerations }}
-affinity: {{ include "automonai.cacheAffinity" (dict "root" . "affinity" $trial.affinity "required" true) }}
+affinity: {{ include "automonai.cacheAffinity" (dict "root" . "affinity" $trial.affinity) }}
 {{- with $trial.priorityClassName }}
 priority_class: {{ . }}
 {{- end }}

@@ -167,6 +167,103 @@ def test_a_trial_has_no_way_to_the_api_server(render: Render) -> None:
     assert policies["automonai-store"]["egress"][0]["ports"] == [{"protocol": "TCP", "port": 9443}]
 
 
+ANYWHERE = [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
+TENANT = {"kubernetes.io/metadata.name": "minio-tenant"}
+IN_THE_CLUSTER = (
+    "--set",
+    "networkPolicy.s3Ports={9000,9001}",
+    "--set-json",
+    f"networkPolicy.s3NamespaceSelector={json.dumps(TENANT)}",
+)
+NO_ADDRESS = ("--set-json", "networkPolicy.s3Cidrs=[]")
+
+
+@pytest.mark.parametrize(
+    ("settings", "to", "ports"),
+    [
+        ((), ANYWHERE, [9443]),
+        (IN_THE_CLUSTER, [*ANYWHERE, {"namespaceSelector": {"matchLabels": TENANT}}], [9000, 9001]),
+        ((*IN_THE_CLUSTER, *NO_ADDRESS), [{"namespaceSelector": {"matchLabels": TENANT}}], [9000, 9001]),
+    ],
+)
+def test_pods_reach_an_external_store_at_its_own_ports(
+    settings: tuple[str, ...], to: list[Object], ports: list[int], render: Render
+) -> None:
+    (rule,) = egress(render("external-s3", *settings), "automonai-store")
+    assert rule == {"to": to, "ports": [{"protocol": "TCP", "port": port} for port in ports]}
+
+
+def test_a_store_without_address_and_namespace_is_nowhere_not_everywhere(render: Render) -> None:
+    assert not egress(render("external-s3", *NO_ADDRESS), "automonai-store")
+
+
+def test_the_api_server_may_have_addresses_of_both_families(render: Render) -> None:
+    (rule,) = egress(render("external-s3"), "automonai-api-server")
+    assert rule["to"] == ANYWHERE
+
+
+def test_dns_is_where_the_cluster_has_it(render: Render) -> None:
+    (usual,) = egress(render("minio"), "automonai-dns")
+    assert usual == {
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}],
+        "ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}],
+    }
+    (other,) = egress(render("everything"), "segmentation-dns")
+    assert other == {
+        "to": [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}},
+            {"ipBlock": {"cidr": "169.254.20.10/32"}},
+        ],
+        "ports": [{"protocol": "UDP", "port": 5353}, {"protocol": "TCP", "port": 5353}],
+    }
+
+
+@pytest.mark.parametrize(("name", "claim"), [("minio", "automonai-cache"), ("everything", "scratch")])
+def test_all_pods_that_mount_a_volume_of_one_node_stay_together(name: str, claim: str, render: Render) -> None:
+    label = {"automonai/cache": claim}
+    together = [{"labelSelector": {"matchLabels": label}, "topologyKey": "kubernetes.io/hostname"}]
+    for where, labels, affinity in pods_with_the_cache(render(name)):
+        assert label.items() <= labels.items(), where
+        assert affinity["podAffinity"] == {"requiredDuringSchedulingIgnoredDuringExecution": together}, where
+
+
+@pytest.mark.parametrize("step", ["search", "report", "finish"])
+def test_a_step_without_the_cache_goes_anywhere(step: str, render: Render) -> None:
+    objects = render("minio")
+    assert "automonai/cache" not in template_of(objects, "automonai-study", step).get("metadata", {}).get("labels", {})
+    assert "affinity" not in patch_of(objects, "automonai-study", step)
+
+
+@pytest.mark.parametrize("name", ["external-s3", "gpus"])
+def test_pods_go_anywhere_where_many_nodes_have_the_cache_or_each_its_own(name: str, render: Render) -> None:
+    for where, labels, affinity in pods_with_the_cache(render(name)):
+        assert not labels.get("automonai/cache"), where
+        assert not affinity, where
+
+
+def test_a_required_affinity_of_yours_stays_alone_and_a_preferred_one_stays_beside(render: Render) -> None:
+    yours = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "yours"}}}
+    required = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [yours]}}
+    objects = render("minio", "--set-json", f"trial.affinity={json.dumps(required)}")
+    assert job_template(objects).affinity == required
+    preferred = [{"weight": 1, "podAffinityTerm": yours}]
+    objects = render(
+        "minio",
+        "--set-json",
+        f"trial.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution={json.dumps(preferred)}",
+    )
+    affinity: Any = job_template(objects).affinity
+    assert affinity["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"] == preferred
+    assert len(affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]) == 1
+
+
+def test_every_account_that_opens_the_store_may_have_a_clouds_identity(render: Render) -> None:
+    accounts = [document["metadata"] for document in render("gpus") if document["kind"] == "ServiceAccount"]
+    assert {account["name"].removeprefix("automonai-") for account in accounts if "annotations" in account} == {
+        "controller", "step", "trial", "test",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "apis", "words"),
     [
@@ -293,6 +390,24 @@ def parameters(objects: list[Object], workflow: str) -> dict[str, Object]:
 def patch_of(objects: list[Object], workflow: str, step: str) -> Object:
     patch: Object = json.loads(template_of(objects, workflow, step)["podSpecPatch"])
     return patch
+
+
+def egress(objects: list[Object], policy: str) -> list[Object]:
+    rules: list[Object] | None = by_name(objects)["NetworkPolicy", policy]["spec"]["egress"]
+    return rules or []
+
+
+def pods_with_the_cache(objects: list[Object]) -> Iterator[tuple[str, Object, Object]]:
+    """Yield name, labels and affinity of every pod that mounts the cache's claim, if there is one."""
+    training = job_template(objects)
+    yield "training", training.labels, training.affinity
+    for workflow, step in (("study", "check"), ("predict", "predict"), ("train", "train")):
+        labels = template_of(objects, f"automonai-{workflow}", step)["metadata"]["labels"]
+        yield step, labels, patch_of(objects, f"automonai-{workflow}", step).get("affinity", {})
+    for document in objects:
+        if document["kind"] == "Job" and document["metadata"]["labels"]["app.kubernetes.io/component"] == "cache":
+            pod = document["spec"]["template"]
+            yield "first pod", pod["metadata"]["labels"], pod["spec"].get("affinity", {})
 
 
 def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
