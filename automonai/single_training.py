@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -46,9 +47,10 @@ def train_alone(
     cache_folder: Path,
     stop: threading.Event,
 ) -> Result:
-    """Train, or go on with what an interruption left, and make the network one that `predict` takes.
+    """Train, or go on with what an interruption left, and make the networks of all complete folds what `predict` takes.
 
-    What is complete is not trained again; what FAILED is.
+    What is complete is not trained again; what FAILED is. Beside the run, its output gets an ensemble in which every
+    complete fold has the same weight, those of earlier calls included.
 
     Raises:
         UserError: If the dataset is faulty, or the output holds another training or a study.
@@ -59,18 +61,38 @@ def train_alone(
     if not store.exists(keys.DATA):
         data = prepare_data(dataset, split=split, training=TrainingSpec(), cache_folder=cache_folder)
         store.put(keys.DATA, data.model_dump_json(indent=1).encode())
-    answer = keys.result(run_id)
-    if store.exists(answer) and Result.model_validate_json(store.get(answer)).state is RunState.FAILED:
-        store.delete(answer)
+    before = _result(store, run_id)
+    if before is not None and before.state is RunState.FAILED:
+        store.delete(keys.result(run_id))
     store.put(keys.request(run_id), request.model_dump_json().encode())
     serve(run_id, store=store, cache_folder=cache_folder, stop=stop)
-    result = Result.model_validate_json(store.get(answer))
-    if result.checkpoint is not None:
-        member = EnsembleMember(
-            run_id=run_id, trial=request.run.trial, fold=request.run.fold, weight=1.0, checkpoint=result.checkpoint
-        )
-        store.put(keys.ENSEMBLE, EnsembleResult(members=(member,)).model_dump_json().encode())
+    result = Result.model_validate_json(store.get(keys.result(run_id)))
+    if members := _complete_folds(store):
+        store.put(keys.ENSEMBLE, EnsembleResult(members=members).model_dump_json().encode())
     return result
+
+
+def _complete_folds(store: Store) -> tuple[EnsembleMember, ...]:
+    """Return the networks of the output's complete runs, by fold, each with the same weight."""
+    found = [(request.run, _result(store, request.run_id)) for request in _requests(store)]
+    complete = [(run, result.checkpoint) for run, result in found if result is not None and result.checkpoint]
+    return tuple(
+        EnsembleMember(run_id=run.id, trial=run.trial, fold=run.fold, weight=1 / len(complete), checkpoint=checkpoint)
+        for run, checkpoint in sorted(complete, key=lambda member: member[0].fold)
+    )
+
+
+def _requests(store: Store) -> Iterator[TrainRequest]:
+    """Yield what the output's runs were asked."""
+    for key in store.list(keys.RUNS):
+        if key.endswith("/request.json"):
+            yield TrainRequest.model_validate_json(store.get(key))
+
+
+def _result(store: Store, run_id: str) -> Result | None:
+    """Return a run's result; None before its end."""
+    key = keys.result(run_id)
+    return Result.model_validate_json(store.get(key)) if store.exists(key) else None
 
 
 def _refuse_another(store: Store, request: TrainRequest, dataset: str | Path, *, seed: int, output: str | Path) -> None:
@@ -82,10 +104,8 @@ def _refuse_another(store: Store, request: TrainRequest, dataset: str | Path, *,
         data = StudyData.model_validate_json(store.get(keys.DATA))
         differences |= _differences({"dataset": _place(data.dataset.root)}, {"dataset": _place(dataset)})
         differences |= _differences({"seed": data.split.seed}, {"seed": seed})
-    for key in store.list(keys.RUNS):
-        if key.endswith("/request.json"):
-            held = TrainRequest.model_validate_json(store.get(key))
-            differences |= _differences(_settings(held), _settings(request))
+    for held in _requests(store):
+        differences |= _differences(_settings(held), _settings(request))
     if differences:
         words = "; ".join(f"{name}: {before}, now {now}" for name, (before, now) in differences.items())
         raise SpecError(f"{output}: holds another training ({words}); name another folder, or ask for the same again")

@@ -52,6 +52,11 @@ class Flips(StrEnum):
     LEFT_RIGHT = "left_right"
     ALL = "all"
 
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Return them, of x, y, z as 0, 1, 2."""
+        return {Flips.NONE: (), Flips.LEFT_RIGHT: (0,), Flips.ALL: (0, 1, 2)}[self]
+
 
 class Crop(StrEnum):
     """What of a volume is kept: everything, or the box around what is not background."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from automonai.domain.configuration import Configuration, Convolution, Flips, Resampling
+from automonai.domain.configuration import Configuration, Convolution, Resampling
 from automonai.domain.dataset import Dataset
 from automonai.domain.fingerprint import Fingerprint, IntTriple, Triple
 from automonai.domain.records import Record
@@ -74,7 +74,6 @@ def make_plan(
     network = _network(configuration, dataset)
     patch = _patch(configuration, fingerprint, training, spacing, slice_axis)
     batch = configuration.batch_size or (4 if prod(patch) <= 2**17 else 2)
-    flips = {Flips.NONE: (), Flips.LEFT_RIGHT: (0,), Flips.ALL: (0, 1, 2)}[configuration.flips]
     return Plan(
         configuration=configuration,
         channels=dataset.channels,
@@ -84,7 +83,7 @@ def make_plan(
         batch_size=batch,
         network=network,
         slice_axis=slice_axis,
-        flip_axes=flips,
+        flip_axes=configuration.flips.axes,
         parameters=parameter_count(network),
     )
 

@@ -11,6 +11,9 @@ from automonai.domain.study import Study
 
 ENSEMBLE_SHARE = 0.03
 """Part of a time budget that is kept for choosing and testing the ensemble, beside the predictions it takes."""
+MOST_PREDICTION = 0.3
+"""Largest part of a time budget that is kept for these predictions."""
+HELD_OUT_CASES = 24
 EPOCHS_MARGIN = 1.15
 """A refit plans for somewhat more epochs than measured speed promises; its loop shortens them to what fits."""
 ALIKE = 0.003
@@ -64,7 +67,9 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
         runs = [_run(trial, fold, epochs) for trial, fold in _order(study, chosen)[:members]]
         return _chosen(now, runs, f"{epochs} epochs each")
     chosen = _configurations(study, _cheapest_of_equals(study), most=2)
-    room = _room(study, chosen, now=now, test_cases=test_cases)
+    networks = study.spec.refit.members or 2 * study.spec.execution.max_parallel_runs
+    first = [trial.number for trial in chosen[:1]] * networks
+    room = _room(study, chosen, seconds=_seconds_left(study, first, now=now, test_cases=test_cases))
     members = study.spec.refit.members or _members(study, room, chosen)
     worth_it = chosen[:1] + [trial for trial in chosen[1:] if room.is_enough(trial.number, members)]
     order = _order(study, worth_it)[:members]  # fewer than members where a configuration was left out
@@ -86,7 +91,8 @@ def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: in
     running = [other for other in waiting if other.id in study.runs and other.id != run.id]
     slots = study.spec.execution.max_parallel_runs
     waves = -(-max(1, len(waiting) - len(running)) // slots)
-    return max(30.0, _seconds_left(study, now, test_cases) / waves)
+    networks = [other.trial for other in study.refit.runs]
+    return max(30.0, _seconds_left(study, networks, now=now, test_cases=test_cases) / waves)
 
 
 def _chosen(now: float, runs: list[Run], why: str) -> RefitChosen:
@@ -108,9 +114,9 @@ def _cheapest_of_equals(study: Study) -> list[Trial]:
     return alike + [trial for trial, _ in study.ranking if trial not in alike]
 
 
-def _room(study: Study, chosen: list[Trial], *, now: float, test_cases: int) -> _Room:
+def _room(study: Study, chosen: list[Trial], *, seconds: float) -> _Room:
     return _Room(
-        seconds=_seconds_left(study, now, test_cases),
+        seconds=seconds,
         slots=study.spec.execution.max_parallel_runs,
         enough_epochs=study.spec.refit.min_epochs_factor * study.spec.budget.max_epochs,
         paces={trial.number: _pace(study, trial.number) for trial in chosen},
@@ -142,14 +148,32 @@ def _run(trial: Trial, fold: int, epochs: int) -> Run:
     return Run(trial=trial.number, budget_epochs=epochs, fold=fold, purpose=Purpose.REFIT)
 
 
-def _seconds_left(study: Study, now: float, test_cases: int) -> float:
+def _seconds_left(study: Study, networks: list[int], *, now: float, test_cases: int) -> float:
+    """Return what is left for refits once the ensemble of these trials' networks is chosen and tested."""
     time = study.spec.budget.time or 0.0
-    members = study.spec.refit.members or 2 * study.spec.execution.max_parallel_runs
-    per_case = max(
-        (record.result.prediction_seconds_per_case or 0.0 for record in study.runs.values() if record.result),
-        default=0.0,
-    )
-    held_out = min(24, study.spec.training.validation_cases or 24)
-    predictions = per_case * members * (test_cases + held_out)
-    reserve = time * ENSEMBLE_SHARE + min(predictions, 0.15 * time)
+    predictions = _prediction_seconds(study, networks, test_cases=test_cases)
+    reserve = time * ENSEMBLE_SHARE + min(predictions, MOST_PREDICTION * time)
     return max(60.0, time - study.elapsed_seconds(now) - reserve)
+
+
+def _prediction_seconds(study: Study, networks: list[int], *, test_cases: int) -> float:
+    """Return how long one device predicts for the ensemble.
+
+    Every network predicts the test cases, and one of each configuration a held-out case: as many of these as there is
+    time for, so that a few are counted on. Each prediction is one of every flip, which a validation does without.
+    """
+    seconds = {trial: _seconds_per_case(study, trial) for trial in networks}
+    held_out = min(HELD_OUT_CASES, study.spec.training.validation_cases or HELD_OUT_CASES)
+    return test_cases * sum(seconds[trial] for trial in networks) + held_out * sum(seconds.values())
+
+
+def _seconds_per_case(study: Study, trial: int) -> float:
+    """Return how long a network of a trial predicts a case, by its last validation, else by the slowest of all."""
+    known = [
+        (record.run.trial, record.result.prediction_seconds_per_case)
+        for record in study.runs.values()
+        if record.result and record.result.prediction_seconds_per_case
+    ]
+    own = [seconds for number, seconds in known if number == trial]
+    one = own[-1] if own else max((seconds for _, seconds in known), default=0.0)
+    return float(one * 2 ** len(study.trials[trial].configuration.flips.axes))

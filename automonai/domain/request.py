@@ -25,7 +25,27 @@ class StudyData(Record):
     execution: ExecutionSpec
 
 
-class TrainRequest(Record):
+class _TimedRequest(Record):
+    """A request that may have to be answered within a time."""
+
+    deadline_seconds: float | None = None
+    """Wall-clock seconds from `asked_at` within which the answer must be there: less is done if need be."""
+    asked_at: float | None = None
+    """Unix time of asking; None: when a worker takes it up."""
+
+    def seconds_left(self, now: float) -> float:
+        """Return what is left of the deadline, at least half of it; infinite without one.
+
+        What passed before a worker took it up (a queue, a node that is being started) is the request's own; but one
+        that came very late is done half as long rather than not at all, and clocks of machines differ.
+        """
+        if self.deadline_seconds is None:
+            return float("inf")
+        waited = 0.0 if self.asked_at is None else max(0.0, now - self.asked_at)
+        return max(self.deadline_seconds / 2, self.deadline_seconds - waited)
+
+
+class TrainRequest(_TimedRequest):
     """Train one trial to one budget on one fold."""
 
     kind: Literal["train"] = "train"
@@ -38,8 +58,6 @@ class TrainRequest(Record):
     """Store key of the checkpoint manifest of the trial's lower rung; None starts from new weights."""
     decay: bool = False
     """Decay the learning rate to zero over the known length (a refit); else it stays constant."""
-    deadline_seconds: float | None = None
-    """Wall-clock seconds from the start within which the run must end: it trains fewer epochs if need be."""
     max_seconds_per_epoch: float | None = None
     """The cap: above it the run ends as too_slow."""
     memory_bytes: int | None = None
@@ -68,13 +86,12 @@ class Member(Record):
     """Store key of its manifest."""
 
 
-class EnsembleRequest(Record):
+class EnsembleRequest(_TimedRequest):
     """Choose the ensemble from its candidates and score it once on the test cases."""
 
     kind: Literal["ensemble"] = "ensemble"
     candidates: Annotated[tuple[Member, ...], Field(min_length=1)]
     """The best configuration's members first."""
-    deadline_seconds: float | None = None
     attempt: int = 0
     """As in a TrainRequest."""
 
@@ -136,6 +153,12 @@ class EnsembleResult(Record):
     """Out-of-fold Dice of the ensemble per label value."""
     single_validation_dice: float | None = None
     """Out-of-fold mean Dice of the best configuration alone."""
+    scored_cases: int = 0
+    """Out-of-fold cases by which it was chosen; 0 where there was no choice."""
+    planned_cases: int = 0
+    """What `scored_cases` would have been had there been time for all."""
+    left_out: tuple[int, ...] = ()
+    """Trials that took no part in the choice: they share no fold with the better ones."""
     test: tuple[CaseScores, ...] = ()
     """One for each test case."""
     seconds: float = 0.0

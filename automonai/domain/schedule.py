@@ -22,5 +22,25 @@ def validated_epochs(length: int, every: int, validations: int) -> tuple[int, ..
     They divide it into so many parts, but are at least `every` epochs apart. None is shortly before the end: less than
     half a part.
     """
-    part = max(every, -(-length // validations))
+    part = _part(length, every, validations)
     return tuple(epoch for epoch in range(part, length, part) if length - epoch >= part / 2)
+
+
+def is_validated(epoch: int, *, last: int, length: int, every: int, validations: int) -> bool:
+    """Whether a refit validates after an epoch, its length being what it is foretold to be by now.
+
+    Args:
+        epoch: That has ended.
+        last: The epoch after which it validated last; 0 if it has not.
+        length: In epochs; it changes while the refit goes on, and must let it validate neither twice for one of the
+            `validated_epochs` nor never.
+        every: As there.
+        validations: As there.
+    """
+    half = _part(length, every, validations) / 2
+    is_due = any(last + half <= due <= epoch for due in validated_epochs(length, every, validations))
+    return is_due and length - epoch >= half
+
+
+def _part(length: int, every: int, validations: int) -> int:
+    return max(every, -(-length // validations))

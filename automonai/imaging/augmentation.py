@@ -242,7 +242,7 @@ def _coarsened(image_1CXYZ: Tensor, factor: float, slice_axis: int | None) -> Te
     """Return the image as a scanner with voxels `factor` times larger would have seen it."""
     sides = image_1CXYZ.shape[2:]
     fewer = [side if axis == slice_axis else max(1, round(side / factor)) for axis, side in enumerate(sides)]
-    small = functional.interpolate(image_1CXYZ, size=fewer, mode="nearest")
+    small = functional.interpolate(image_1CXYZ, size=fewer, mode="area")  # "nearest" would shift it by up to a voxel
     return functional.interpolate(small, size=sides, mode="trilinear")
 
 

@@ -105,9 +105,11 @@ def patch_start(
     slack = [length - side for length, side in zip(case.label.shape, patch, strict=True)]
     low, high = [min(0, room) for room in slack], [max(0, room) for room in slack]
     start = [int(generator.integers(a, b + 1)) for a, b in zip(low, high, strict=True)]
-    classes = sorted(index for index, voxels in case.foreground.items() if index and len(voxels))
-    if generator.random() < foreground_share and classes:
-        voxels = case.foreground[classes[int(generator.integers(len(classes)))]]
+    is_foreground = generator.random() < foreground_share
+    foreground = {index: voxels for index, voxels in case.foreground.items() if index} if is_foreground else {}
+    classes = sorted(index for index, voxels in foreground.items() if len(voxels))
+    if classes:
+        voxels = foreground[classes[int(generator.integers(len(classes)))]]
         centre = voxels[int(generator.integers(len(voxels)))]
         wanted = [int(at) - side // 2 for at, side in zip(centre, patch, strict=True)]
         start = [min(max(at, a), b) for at, a, b in zip(wanted, low, high, strict=True)]

@@ -118,7 +118,7 @@ def _in_use(users: Path) -> set[str]:
     """Return the names of the entries that living processes use; forget the dead ones."""
     names: set[str] = set()
     for note in users.glob("*"):
-        descriptor = os.open(note, os.O_RDONLY)
+        descriptor = os.open(note, os.O_RDWR)  # NFS refuses an exclusive lock on what is open for reading alone
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             note.unlink()

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,8 @@ class PreparedCase:
             was resampled, else float32.
         label: (X, Y, Z) uint8 class indices; None without a label.
         statistics: Of each channel, over the original voxels that are not background.
-        foreground: Class index to (n, 3) int32 coordinates of some of its voxels, at most FOREGROUND_SAMPLE.
+        foreground: Class index to (n, 3) int32 coordinates of some of its voxels, at most FOREGROUND_SAMPLE; read from
+            the file each time if cached.
         spacing_mm: Voxel size of the prepared volume.
         placement: How to go back.
         background: Each channel's value where there is nothing; None if there is no background.
@@ -77,10 +78,51 @@ class PreparedCase:
     image: NDArray
     label: NDArray[np.uint8] | None
     statistics: tuple[ChannelFacts, ...]
-    foreground: dict[int, NDArray[np.int32]]
+    foreground: Mapping[int, NDArray[np.int32]]
     spacing_mm: Triple
     placement: Placement
     background: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class _StoredForeground(Mapping[int, NDArray[np.int32]]):
+    """Coordinates that stay in a cached case's file, which is mapped for as long as one of its arrays is in use.
+
+    In memory they took 60 KB for each class and case, of which a patch needs one row; and a map that is kept would be
+    a third open file for each case.
+    """
+
+    path: Path
+    """Of rows (class index, x, y, z) int32, by class."""
+    offset: int
+    """Bytes before the first row."""
+    rows: dict[int, slice]
+    """Of each class, in ascending order."""
+
+    @classmethod
+    def of(cls, path: Path) -> _StoredForeground:
+        stored = np.load(path, mmap_mode="r")
+        found = np.unique(stored[:, 0], return_index=True, return_counts=True)
+        classes = zip(*(numbers.tolist() for numbers in found), strict=True)
+        return cls(path, stored.offset, {index: slice(start, start + count) for index, start, count in classes})
+
+    def __getitem__(self, index: int) -> NDArray[np.int32]:
+        rows = self.rows[index]
+        return self._mapped()[rows, 1:]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def items(self) -> ItemsView[int, NDArray[np.int32]]:
+        """Return classes and coordinates, for one opening of the file."""
+        mapped = self._mapped()
+        return {index: mapped[rows, 1:] for index, rows in self.rows.items()}.items()
+
+    def _mapped(self) -> NDArray[np.int32]:
+        return np.asarray(np.memmap(self.path, np.int32, "r", self.offset)).reshape(-1, 4)
 
 
 class _CachedFacts(Record):
@@ -171,7 +213,7 @@ def normalise(
                 np.clip(channel, np.float32(facts.minimum), np.float32(facts.maximum), out=channel)
                 offset, scale = facts.minimum, facts.maximum - facts.minimum
         channel -= np.float32(offset)
-        channel /= np.float32(scale) if scale > 1e-8 * max(1.0, abs(offset)) else np.float32(1)
+        channel /= np.float32(scale) if scale > 1e-8 * abs(offset) else np.float32(1)
     return result
 
 
@@ -408,13 +450,12 @@ def _save(path: Path, array: NDArray) -> None:
 def _load(case_id: str, folder: Path) -> PreparedCase:
     facts = _CachedFacts.model_validate_json((folder / "case.json").read_text(encoding="utf-8"))
     label = folder / "label.npy"
-    rows = np.load(folder / "foreground.npy")
     return PreparedCase(
         id=case_id,
         image=np.load(folder / "image.npy", mmap_mode="r"),
         label=np.load(label, mmap_mode="r") if label.is_file() else None,
         statistics=facts.statistics,
-        foreground={int(index): rows[rows[:, 0] == index, 1:] for index in np.unique(rows[:, 0])},
+        foreground=_StoredForeground.of(folder / "foreground.npy"),
         spacing_mm=facts.spacing_mm,
         placement=facts.placement,
         background=facts.background,

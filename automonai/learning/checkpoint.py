@@ -7,9 +7,11 @@ it: the file is put first, then the manifest, and only then the file before it i
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -27,6 +29,8 @@ from automonai.storage.store import Store
 
 _VERSION = 1
 _CHUNK = 1 << 20
+_DOWNLOAD = ".checkpoint-"
+_DAY_SECONDS = 86400
 
 
 class Manifest(Record):
@@ -179,7 +183,8 @@ def _manifest_if_any(store: Store, manifest_key: str) -> Manifest | None:
 def _downloaded(store: Store, manifest: Manifest, folder: Path) -> Iterator[Path]:
     """Give the checkpoint's file once its content is proven."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    _remove_old_downloads(folder)
+    with tempfile.TemporaryDirectory(prefix=_DOWNLOAD, dir=folder) as place:
         path = Path(place) / "state.pt"
         try:
             store.download(manifest.key, path)
@@ -192,6 +197,14 @@ def _downloaded(store: Store, manifest: Manifest, folder: Path) -> Iterator[Path
                 f" ({path.stat().st_size} bytes, expected {manifest.bytes})"
             )
         yield path
+
+
+def _remove_old_downloads(folder: Path) -> None:
+    """Remove what processes left that were killed: nobody else does, and a cache has a bound."""
+    for remains in folder.glob(f"{_DOWNLOAD}*"):
+        with suppress(FileNotFoundError):  # another process is faster
+            if time.time() - remains.stat().st_mtime > _DAY_SECONDS:
+                shutil.rmtree(remains, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ import itertools
 import logging
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -70,22 +70,26 @@ class Candidates:
     members: dict[tuple[int, int], Member]
     """By trial and fold."""
     folds: tuple[int, ...]
+    left_out: tuple[int, ...]
+    """Trials without a fold in common with the better ones."""
 
     @classmethod
     def of(cls, members: Sequence[Member]) -> Candidates:
         """Sort the members; configurations without a fold in common with the better ones are left out."""
         by_key = {(member.trial, member.fold): member for member in members}
         trials: list[int] = []
+        left_out: list[int] = []
         folds: set[int] = set()
         for trial in dict.fromkeys(member.trial for member in members):
             own = {fold for number, fold in by_key if number == trial}
             common = folds & own if trials else own
             if len(trials) == MAX_CONFIGURATIONS or not common:
                 logger.warning("configuration left out of the ensemble: trial=%d", trial)
+                left_out.append(trial)
                 continue
             trials.append(trial)
             folds = common
-        return cls(tuple(trials), by_key, tuple(sorted(folds)))
+        return cls(tuple(trials), by_key, tuple(sorted(folds)), tuple(left_out))
 
     def of_trial(self, trial: int) -> tuple[Member, ...]:
         """Return the configuration's members, by fold."""
@@ -101,6 +105,8 @@ class OutOfFoldDice:
     """(cases, weight vectors, foreground classes)."""
     largest: NDArray[np.float64]
     """The same after keeping each class's largest component only."""
+    planned: int
+    """Cases that there would have been without a deadline."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ def choose_ensemble(
         cache_folder: For the downloaded checkpoints.
         device: Where the networks run.
         dtype: Of the convolutions.
-        stop: Whether to leave; asked before every case.
+        stop: Whether to leave; asked before every pass of windows through a network.
         clock: Seconds.
 
     Raises:
@@ -173,8 +179,9 @@ def choose_ensemble(
     started = clock()
     work = _Work(data, store, cache_folder / "members", Precision(device, dtype), stop, clock)
     candidates = Candidates.of(request.candidates)
-    deadline = None if request.deadline_seconds is None else started + request.deadline_seconds
-    choice = choose(out_of_fold_dice(candidates, work, deadline=deadline))
+    deadline = None if request.deadline_seconds is None else started + request.seconds_left(time.time())
+    table = out_of_fold_dice(candidates, work, deadline=deadline)
+    choice = choose(table)
     members = _weighted_members(candidates, choice.counts)
     values = sorted(data.dataset.labels)
     result = EnsembleResult(
@@ -184,6 +191,9 @@ def choose_ensemble(
             value: dice for value, dice in zip(values[1:], choice.dice, strict=True) if not np.isnan(dice)
         },
         single_validation_dice=choice.best_single_dice,
+        scored_cases=len(table.plain),
+        planned_cases=table.planned,
+        left_out=candidates.left_out,
     )
     scores = _test(result, work)
     return result.model_copy(
@@ -194,8 +204,7 @@ def choose_ensemble(
 def out_of_fold_dice(candidates: Candidates, work: _Work, *, deadline: float | None = None) -> OutOfFoldDice:
     """Score every weight vector on every fold's held-out cases.
 
-    Under a deadline no case is begun that would leave too little time for the test cases; that is logged, and one case
-    is scored in any event.
+    Under a deadline no case is begun that would leave too little time for the test cases; one is scored in any event.
     """
     vectors = weight_vectors(len(candidates.trials))
     mixtures = np.array([np.array(counts) / sum(counts) for counts in vectors])
@@ -214,7 +223,7 @@ def out_of_fold_dice(candidates: Candidates, work: _Work, *, deadline: float | N
         rows = _case_dice(members[fold], case_id, mixtures, work)
         plain.append(rows[0])
         largest.append(rows[1])
-    return OutOfFoldDice(vectors, np.stack(plain), np.stack(largest))
+    return OutOfFoldDice(vectors, np.stack(plain), np.stack(largest), len(planned))
 
 
 def weight_vectors(configurations: int) -> tuple[Counts, ...]:
@@ -306,14 +315,19 @@ def _case_dice(
     volume, label = work.read(case_id)
     maps = scratch_array((len(mixtures), *label.shape), np.uint8)
     singles = np.eye(len(members))
-    slabs = probability_slabs(members, volume, case_id=case_id, mixtures=singles, precision=work.precision)
+    slabs = probability_slabs(
+        members, volume, case_id=case_id, mixtures=singles, precision=work.precision, check_stop=work.check_stop
+    )
     for start, probabilities_OKXYZ in slabs:
         for prediction, weights in zip(maps, mixtures.astype(np.float32), strict=True):
             mixed_KXYZ = np.tensordot(weights, probabilities_OKXYZ, axes=1)
             prediction[start : start + mixed_KXYZ.shape[1]] = mixed_KXYZ.argmax(axis=0)
     classes = range(1, len(work.data.dataset.labels))
-    plain = [_dice_row(prediction, label, classes) for prediction in maps]
-    largest = [_dice_row(keep_largest_components(prediction, classes), label, classes) for prediction in maps]
+    plain, largest = [], []
+    for prediction in maps:
+        plain.append(_dice_row(prediction, label, classes))
+        kept = keep_largest_components(prediction, classes, check_stop=work.check_stop)
+        largest.append(_dice_row(kept, label, classes))
     return np.array(plain), np.array(largest)
 
 
@@ -371,10 +385,13 @@ def _test_case(
     """Return the case's scores, how bad they are, and what draws its overlay."""
     volume, label = work.read(case_id)
     weights = np.array([[member.weight for member in ensemble.members]])
-    prediction = predict_label(members, volume, case_id=case_id, weights=weights, precision=work.precision)
-    prediction = keep_largest_components(prediction, class_indices(work.data, ensemble.largest_component))
+    prediction = predict_label(
+        members, volume, case_id=case_id, weights=weights, precision=work.precision, check_stop=work.check_stop
+    )
+    kept = class_indices(work.data, ensemble.largest_component)
+    prediction = keep_largest_components(prediction, kept, check_stop=work.check_stop)
     values = sorted(work.data.dataset.labels)
-    found = case_scores(prediction, label, values=range(1, len(values)), spacing_mm=volume.spacing_mm)
+    found = case_scores(prediction, label, values=_scored_classes(work), spacing_mm=volume.spacing_mm)
     by_value = {values[index]: score for index, score in found.items()}
     scores = CaseScores(
         case=case_id,
@@ -388,6 +405,13 @@ def _test_case(
         1 - sum(known) / len(known) if known else 0.0,
         lambda: render_overlay(volume.voxels[0], label, prediction, spacing_mm=volume.spacing_mm),
     )
+
+
+def _scored_classes(work: _Work) -> Iterator[int]:
+    """Yield the class indices, heeding a stop before each: the surfaces of a large structure take seconds."""
+    for index in range(1, len(work.data.dataset.labels)):
+        work.check_stop()
+        yield index
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -26,6 +26,9 @@ from automonai.domain.plan import Plan
 from automonai.imaging.preprocessing import normalise
 
 logger = logging.getLogger(__name__)
+
+CheckStop = Callable[[], None]
+"""Raises StopRequestedError if the process is asked to leave; called often, as a volume takes up to minutes."""
 
 BACKGROUND_LOGIT = 30.0
 """Logit of class 0 where no window was predicted: its probability is 1 to float32 precision, and logits stay finite."""
@@ -43,6 +46,10 @@ _ROOM_SHARE = 4
 """What can lie on the CPU takes at most a quarter of a GPU's free memory: sums are there three times for a moment."""
 
 
+def never_stop() -> None:
+    """Go on: the CheckStop of whoever nobody asks to leave."""
+
+
 @dataclass(frozen=True)
 class WindowSettings:
     """How windows are laid and run; `overlap` is a share of the patch, the rest is where and how it is computed."""
@@ -57,6 +64,8 @@ class WindowSettings:
     """None: about 131,072 voxels a batch on a CPU, two million on a GPU."""
     background: tuple[float, ...] | None = None
     """Intensity of each channel where there is nothing; windows of only that are not predicted. None: all are."""
+    check_stop: CheckStop = never_stop
+    """Called before every pass through a network."""
 
     def batch_size(self, patch_voxels: IntTriple) -> int:
         """Return how many windows of that size go through the network at once."""
@@ -85,6 +94,7 @@ def sliding_window_logits(
     flip_axes: tuple[int, ...] = (),
     batch_windows: int | None = None,
     background: tuple[float, ...] | None = None,
+    check_stop: CheckStop = never_stop,
 ) -> np.ndarray:
     """Predict a volume by Gaussian-weighted windows.
 
@@ -99,11 +109,12 @@ def sliding_window_logits(
         flip_axes: Spatial axes of the test-time flips.
         batch_windows: Windows at once; None fits the device.
         background: Intensity per channel of what is not worth predicting; None predicts every window.
+        check_stop: Called before every pass of windows through the network; what it raises ends the prediction.
 
     Returns:
         logits_KXYZ float32; backed by a temporary file if larger than 512 MiB.
     """
-    settings = WindowSettings(device, dtype, overlap, flip_axes, batch_windows, background)
+    settings = WindowSettings(device, dtype, overlap, flip_axes, batch_windows, background, check_stop)
     logits = scratch_array((plan.network.out_channels, *image.shape[1:]), np.float32)
     for slab in logit_slabs([network], image, plan=plan, statistics=statistics, settings=settings):
         logits[:, slab.start : slab.stop] = slab.logits[0]
@@ -330,6 +341,7 @@ def _flipped_mean(network: torch.nn.Module, image_BCXYZ: torch.Tensor, settings:
     flips = list(_combinations(settings.flip_axes))
     with torch.autocast(settings.device.type, dtype=settings.dtype if autocasts else None, enabled=autocasts):
         for axes in flips:
+            settings.check_stop()
             logits_BKXYZ = network(image_BCXYZ.flip(axes) if axes else image_BCXYZ)
             logits_BKXYZ = logits_BKXYZ.flip(axes).float() if axes else logits_BKXYZ
             total = logits_BKXYZ if total is None else total + logits_BKXYZ

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from automonai.domain.plan import Plan
 from automonai.domain.run import CurvePoint
-from automonai.domain.schedule import MOST_VALIDATIONS, refit_validations, validated_epochs
+from automonai.domain.schedule import MOST_VALIDATIONS, is_validated, refit_validations, validated_epochs
 from automonai.domain.tally import Tally
 from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
 from automonai.learning.batches import MakeBatch, read_ahead, readers_beside
@@ -44,6 +44,7 @@ _MEASURED_STEPS = 6
 _RECENT_STEPS = 100
 _COMMIT_SECONDS = 3.0
 _LAST_VALIDATIONS = 1.25  # for the one at the end of a run with a deadline
+_UNSAVED_SECONDS = 600.0  # a kill costs no more than these and an epoch, however rare validations are
 
 
 @dataclass(frozen=True)
@@ -172,13 +173,15 @@ def train(
 ) -> Tally:
     """Train to the end of the run and return what was done; every validation is followed by a commit.
 
+    Where validations are rare, as in a refit of large volumes, the state is committed every ten minutes as well.
+
     Args:
         trainer: Fresh, or restored from a checkpoint.
         make_batch: The batch of a step; called ahead from other threads.
         settings: Length, schedule, deadline.
         validate: Scores the averaged network; raises StopRequestedError if `stop` is set before it has all scores.
         commit: Saves the trainer's state.
-        stop: Ends the run after the step or the validated case at hand.
+        stop: Ends the run after the step, or the validation's pass through the network, at hand.
         meter: Hears of every step and validation.
         clock: In seconds.
 
@@ -277,6 +280,7 @@ def _end_epoch(
         trainer.progress = stamped.model_copy(update={"curve": (*stamped.curve, point), "is_finished": is_last})
         meter.validated(pace.tally, point)
         commit(trainer)
+        pace.committed()
         logger.info(
             "epoch=%d loss=%.4f validation_loss=%.4f dice=%.4f seconds=%.1f",
             point.epoch,
@@ -285,6 +289,10 @@ def _end_epoch(
             point.mean_dice,
             point.seconds,
         )
+    elif pace.is_time_to_commit():
+        trainer.progress = pace.stamped(trainer.progress)
+        commit(trainer)
+        pace.committed()
     pace.resume()
 
 
@@ -301,11 +309,18 @@ class _Pace:
         self._patches_per_step = patches_per_step
         self._clock = clock
         self._seconds_before = start.seconds
-        self._began = self._last = clock()
+        self._began = self._last = self._committed_at = clock()
         self._step_began = self._began
         self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._counted = 0
         self._seconds = self._data_wait_seconds = self._step_seconds = 0.0
+        if settings.deadline is not None and start.step:
+            self.total_steps = fitted_steps(
+                step=start.step,
+                most_steps=self.total_steps,
+                seconds_left=settings.deadline - self._began - _COMMIT_SECONDS,
+                seconds_per_step=start.seconds / start.step,
+            )
 
     @property
     def tally(self) -> Tally:
@@ -350,13 +365,22 @@ class _Pace:
 
     def is_time_to_validate(self, progress: Progress) -> bool:
         """Whether a validation is due: every so many epochs; in a refit seldom, and not shortly before its end."""
+        every = self.settings.validation_every_epochs
         if not self.settings.decay:
-            return progress.epoch % self.settings.validation_every_epochs == 0
-        return progress.epoch in self._validated_epochs(progress)
+            return progress.epoch % every == 0
+        last, length = (progress.curve[-1].epoch if progress.curve else 0), self._length(progress)
+        return is_validated(progress.epoch, last=last, length=length, every=every, validations=self.validations)
 
-    def _validated_epochs(self, progress: Progress) -> tuple[int, ...]:
-        length = -(-self.total_steps // progress.steps_per_epoch)
-        return validated_epochs(length, self.settings.validation_every_epochs, self.validations)
+    def is_time_to_commit(self) -> bool:
+        """Whether a kill would lose too much."""
+        return self._clock() - self._committed_at >= _UNSAVED_SECONDS
+
+    def committed(self) -> None:
+        """Take note that the state is saved."""
+        self._committed_at = self._clock()
+
+    def _length(self, progress: Progress) -> int:
+        return -(-self.total_steps // progress.steps_per_epoch)
 
     def _expected_validation_seconds(self) -> float:
         if self.validation_seconds is not None:
@@ -372,7 +396,9 @@ class _Pace:
         if self.settings.decay:
             if len(self._recent) == 1:
                 self.validations = refit_validations(left, seconds_per_validation)
-            ahead += sum(epoch > progress.epoch for epoch in self._validated_epochs(progress))
+            every = self.settings.validation_every_epochs
+            planned = validated_epochs(self._length(progress), every, self.validations)
+            ahead += sum(epoch >= progress.epoch for epoch in planned)
         self.total_steps = fitted_steps(
             step=progress.step,
             most_steps=self.settings.epochs * progress.steps_per_epoch,

@@ -38,3 +38,27 @@ class Unmetered:
 
 
 UNMETERED = Unmetered()
+
+
+class EpochMeter:
+    """Counts the epochs that a run has trained, and passes everything on."""
+
+    def __init__(self, meter: Meter) -> None:
+        """Remember whom to tell."""
+        self._meter = meter
+        self._first = self._last = 0
+
+    @property
+    def epochs(self) -> int:
+        """Return how many epochs were trained to their end since this began."""
+        return self._last - self._first
+
+    def stepped(self, tally: Tally, *, epoch: int, loss: float) -> None:
+        self._first, self._last = self._first or epoch, epoch
+        self._meter.stepped(tally, epoch=epoch, loss=loss)
+
+    def validated(self, tally: Tally, point: CurvePoint) -> None:
+        self._meter.validated(tally, point)
+
+    def committed(self, *, seconds: float, size_bytes: int) -> None:
+        self._meter.committed(seconds=seconds, size_bytes=size_bytes)

@@ -24,7 +24,7 @@ from automonai.imaging.preprocessing import PreparedCase, prepare_image, restore
 from automonai.imaging.reading import Volume, file_ending, read_image, write_label
 from automonai.learning.checkpoint import read_member
 from automonai.learning.faults import is_out_of_memory
-from automonai.learning.inference import WindowSettings, logit_slabs, scratch_array
+from automonai.learning.inference import CheckStop, WindowSettings, logit_slabs, never_stop, scratch_array
 from automonai.learning.network import place
 from automonai.learning.precision import Precision
 from automonai.storage.store import Store
@@ -172,6 +172,7 @@ def predict_label(
     case_id: str,
     weights: np.ndarray,
     precision: Precision,
+    check_stop: CheckStop = never_stop,
 ) -> np.ndarray:
     """Return the class indices (X, Y, Z) uint8 of the weighted mean probabilities, on the image's RAS grid.
 
@@ -181,12 +182,15 @@ def predict_label(
         case_id: Whose it is.
         weights: (1, M), sum 1.
         precision: Where the networks run, and in which type.
+        check_stop: Called before every pass of windows through a network, and before every slab.
 
     Raises:
         DatasetError: If the image cannot be prepared.
     """
     label = np.zeros(volume.voxels.shape[1:], np.uint8)
-    slabs = probability_slabs(members, volume, case_id=case_id, mixtures=weights, precision=precision)
+    slabs = probability_slabs(
+        members, volume, case_id=case_id, mixtures=weights, precision=precision, check_stop=check_stop
+    )
     for start, probabilities_OKXYZ in slabs:
         label[start : start + probabilities_OKXYZ.shape[2]] = probabilities_OKXYZ[0].argmax(axis=0)
     return label
@@ -199,6 +203,7 @@ def probability_slabs(
     case_id: str,
     mixtures: np.ndarray,
     precision: Precision,
+    check_stop: CheckStop = never_stop,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield mixtures of the members' probabilities on the image's RAS grid, slab by slab along x.
 
@@ -211,6 +216,7 @@ def probability_slabs(
         case_id: Whose it is.
         mixtures: (O, M) weights; each row sums to 1.
         precision: Where the networks run, and in which type.
+        check_stop: Called before every pass of windows through a network, and before every slab.
 
     Yields:
         First plane, and probabilities_OKXYZ float32.
@@ -223,26 +229,35 @@ def probability_slabs(
         spacing_mm, crop = members[chosen[0]].preparation
         prepared = prepare_image(case_id, volume, spacing_mm=spacing_mm, crop=crop)
         group, weights = [members[index] for index in chosen], mixtures[:, chosen]
-        mixed = _mixed_probabilities(group, prepared, weights, precision=precision)
+        mixed = _mixed_probabilities(group, prepared, weights, precision=precision, check_stop=check_stop)
         restored += [
             (share, row, restore_probabilities(mixed[row], prepared.placement))
             for row, share in enumerate(weights.sum(axis=1).tolist())
             if share > 0
         ]
     for pieces in zip(*(pieces for _, _, pieces in restored), strict=True):
+        check_stop()
         total = np.zeros((len(mixtures), *pieces[0][1].shape), np.float32)
         for (share, row, _), (_, probabilities_KXYZ) in zip(restored, pieces, strict=True):
             total[row] += probabilities_KXYZ if share == 1 else probabilities_KXYZ * np.float32(share)
         yield pieces[0][0], total
 
 
-def keep_largest_components(label: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+def keep_largest_components(
+    label: np.ndarray, classes: Sequence[int], *, check_stop: CheckStop = never_stop
+) -> np.ndarray:
     """Return a label map in which each of the classes keeps only its largest connected component (26 neighbours).
 
     The memory needed is that of a 32-bit integer per voxel of the box around the class.
+
+    Args:
+        label: Class indices.
+        classes: Which of them.
+        check_stop: Called before every class.
     """
     result = label.copy() if classes else label
     for index in classes:
+        check_stop()
         mask = result == index
         found = ndimage.find_objects(mask.view(np.uint8))
         if not found:
@@ -278,6 +293,7 @@ def _mixed_probabilities(
     weights: np.ndarray,
     *,
     precision: Precision,
+    check_stop: CheckStop,
 ) -> np.ndarray:
     """Return probabilities_OKXYZ on the prepared grid, each mixture's weights scaled to sum 1 within these members."""
     classes = members[0].plan.network.out_channels
@@ -292,7 +308,11 @@ def _mixed_probabilities(
             plan=plan,
             statistics=prepared.statistics,
             settings=WindowSettings(
-                precision.device, precision.dtype, flip_axes=plan.flip_axes, background=prepared.background
+                precision.device,
+                precision.dtype,
+                flip_axes=plan.flip_axes,
+                background=prepared.background,
+                check_stop=check_stop,
             ),
         )
         for slab in slabs:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from automonai.domain.request import StudyData, TrainRequest
 from automonai.domain.run import FailureReason, Result, RunState
 from automonai.domain.seeds import derive_seed
 from automonai.domain.tally import Tally
-from automonai.errors import BadRequestError, DoesNotFitError, RunError, StopRequestedError
+from automonai.errors import BadRequestError, DoesNotFitError, NonFiniteLossError, RunError, StopRequestedError
 from automonai.imaging.augmentation import Augmentation
 from automonai.imaging.patches import PatchReader
 from automonai.imaging.preprocessing import PreparedCase, prepare_case
@@ -93,6 +94,7 @@ def train_run(
         _tell_of_sharing(len(devices), plan.batch_size)
         trainer.forward = SharedForward(trainer.network, devices)
     elif data.execution.compile:
+        torch.compiler.reset()  # a process has room for a few networks; the next ones would not be compiled
         trainer.forward = torch.compile(trainer.network)
     scorer = _Scorer(cases.validation, plan, precision, devices=devices, stop=stop)
     tally = _train(request, data, trainer, cases, scorer, store=store, stop=stop, began=began, meter=meter)
@@ -118,6 +120,7 @@ def failed_result(
     error: BaseException,
     *,
     seconds: float = 0.0,
+    epochs: int = 0,
     planned_memory_bytes: int | None = None,
 ) -> Result:
     """Return the FAILED result of an error that ended a run, with the peak of its memory until then.
@@ -126,6 +129,7 @@ def failed_result(
         request: Of the run.
         error: Any; what is neither a RunError nor a lack of memory counts as a bad configuration.
         seconds: Wall-clock time that was spent.
+        epochs: That were trained.
         planned_memory_bytes: Of its plan, if one was made.
     """
     return Result(
@@ -133,6 +137,7 @@ def failed_result(
         state=RunState.FAILED,
         reason=_reason(error),
         message=f"{error}" if isinstance(error, RunError) else f"{type(error).__name__}: {error}",
+        epochs=epochs,
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(),
         planned_memory_bytes=planned_memory_bytes,
@@ -256,10 +261,10 @@ class _Scorer:
         stop: threading.Event,
     ) -> None:
         self.cases = cases
+        self.devices = devices
         self.seconds: float | None = None
         self._plan = plan
         self._precision = precision
-        self._devices = devices
         self._stop = stop
         self._loss_of = make_loss(plan.configuration.loss)
 
@@ -271,7 +276,7 @@ class _Scorer:
             precision=self._precision,
             loss_of=self._loss_of,
             stop=self._stop,
-            devices=self._devices,
+            devices=self.devices,
         )
         self.seconds = scores.seconds
         return scores
@@ -279,7 +284,7 @@ class _Scorer:
     @property
     def seconds_per_case(self) -> float | None:
         """Return how long a case took one device; None before the first validation."""
-        return None if self.seconds is None else self.seconds * len(self._devices) / len(self.cases)
+        return None if self.seconds is None else self.seconds * len(self.devices) / len(self.cases)
 
 
 def _train(
@@ -298,13 +303,14 @@ def _train(
     augmentation = Augmentation.of(plan)
     reader = PatchReader(cases.training, plan, seed=request.seed, margin_voxels=augmentation.margin_voxels)
     windows = sum(window_count(case.image.shape[1:], plan) for case in cases.validation)
+    sharing = min(len(scorer.devices), len(cases.validation))
     settings = LoopSettings(
         epochs=request.run.budget_epochs,
         validation_every_epochs=data.training.validation_every_epochs,
         decay=request.decay,
-        deadline=None if request.deadline_seconds is None else began + request.deadline_seconds,
+        deadline=None if request.deadline_seconds is None else began + request.seconds_left(time.time()),
         max_seconds_per_epoch=request.max_seconds_per_epoch,
-        validation_windows=windows,
+        validation_windows=-(-windows // sharing),
     )
 
     def commit(state: Trainer) -> None:
@@ -331,6 +337,8 @@ def _result(
     last = progress.curve[-1]
     epochs_of_process = tally.steps / progress.steps_per_epoch
     loss = last.validation_loss if request.objective == "loss" else 1 - last.mean_dice
+    if not isfinite(loss):
+        raise NonFiniteLossError(f"the validation's loss is {loss} after epoch {last.epoch}; float32 may help")
     return Result(
         run_id=request.run_id,
         state=RunState.COMPLETE,

@@ -23,7 +23,7 @@ from torch import nn
 from automonai.domain.plan import LOSS_BYTES, Plan
 from automonai.errors import StopRequestedError
 from automonai.imaging.preprocessing import PreparedCase
-from automonai.learning.inference import device_with_room, sliding_window_logits
+from automonai.learning.inference import CheckStop, device_with_room, never_stop, sliding_window_logits
 from automonai.learning.losses import Loss
 from automonai.learning.precision import Precision
 
@@ -65,18 +65,21 @@ def validate(
         plan: Of the network.
         precision: Of the forward pass.
         loss_of: Of logits and labels.
-        stop: Ends the validation before the next case.
+        stop: Ends the validation before the next pass of windows through the network.
         devices: Several divide the cases among them, the precision's device being the first; each holds one volume.
 
     Raises:
-        StopRequestedError: If `stop` was set before the last case.
+        StopRequestedError: If `stop` was set before the last score.
     """
     began = time.perf_counter()
 
-    @torch.no_grad()
-    def score(case: PreparedCase, own: nn.Module, device: torch.device) -> _Score:
+    def check_stop() -> None:
         if stop.is_set():
             raise StopRequestedError("stopped within a validation")
+
+    @torch.no_grad()
+    def score(case: PreparedCase, own: nn.Module, device: torch.device) -> _Score:
+        check_stop()
         logits_KXYZ = sliding_window_logits(
             own,
             case.image,
@@ -85,9 +88,10 @@ def validate(
             device=device,
             dtype=precision.dtype,
             background=case.background,
+            check_stop=check_stop,
         )
         assert case.label is not None
-        return score_volume(logits_KXYZ, case.label, loss_of, device=device)
+        return score_volume(logits_KXYZ, case.label, loss_of, device=device, check_stop=check_stop)
 
     if len(devices) > 1:
         scores = _divided(score, cases, network, devices)
@@ -126,7 +130,12 @@ def _divided(
 
 
 def score_volume(
-    logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss, *, device: torch.device
+    logits_KXYZ: NDArray,
+    label_XYZ: NDArray,
+    loss_of: Loss,
+    *,
+    device: torch.device,
+    check_stop: CheckStop = never_stop,
 ) -> tuple[float, NDArray[np.int64]]:
     """Return a volume's loss and counts_KK, computed on a device slab by slab, so that no further volume is made."""
     classes, length = len(logits_KXYZ), label_XYZ.shape[0]
@@ -136,6 +145,7 @@ def score_volume(
     total = 0.0
     counts_KK = np.zeros((classes, classes), np.int64)
     for start in range(0, length, planes):
+        check_stop()
         slab = slice(start, start + planes)
         loss, counts = _score_slab(np.ascontiguousarray(logits_KXYZ[:, slab]), label_XYZ[slab], loss_of, device)
         total += loss * label_XYZ[slab].shape[0]

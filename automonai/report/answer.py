@@ -17,15 +17,17 @@ from automonai.report.markup import (
     table,
     tile,
 )
-from automonai.report.summary import HeldOutScores, Spent, Summary, Winner
+from automonai.report.summary import EnsembleSummary, HeldOutScores, Spent, Summary, Winner
 from automonai.report.words import (
     HYPERPARAMETER_WORDS,
     ORIGIN_WORDS,
     SAMPLER_WORDS,
     counted,
+    cut_short_words,
     describe,
     duration,
     memory,
+    scored_words,
     value_words,
 )
 from automonai.spec import SamplerName
@@ -38,9 +40,9 @@ TOLERANCE_MM = 1.0
 def answer_section(summary: Summary) -> str:
     """Return the answer: test scores, or else what is known so far and what is not."""
     if summary.test is not None:
-        content = [_test_table(summary.test), _reading(summary.test), _optimism(summary)]
+        content = [_test_table(summary.test), _reading(summary.test), _optimism(summary), _cut_short(summary)]
     elif summary.ensemble is not None:
-        content = [_no_test(summary), _validation_table(summary)]
+        content = [_no_test(summary), _cut_short(summary), _validation_table(summary)]
     else:
         content = [_not_there_yet(summary)]
     return section("answer", "The answer", _tiles(summary), *content, is_first=True)
@@ -71,7 +73,7 @@ def _dice_tile(summary: Summary) -> str:
         interval = bounds(test.mean_dice_low, test.mean_dice_high)
         return tile("Mean Dice on test cases", f"{test.mean_dice:.3f}", f"95 % interval {interval}", is_main=True)
     if ensemble is not None and ensemble.validation_mean_dice is not None:
-        value, more = ensemble.validation_mean_dice, "of the ensemble, on held-out folds; no test"
+        value, more = ensemble.validation_mean_dice, f"of the ensemble, on {_held_out_words(ensemble)}; no test"
         return tile("Mean Dice on validation", f"{value:.3f}", more, is_main=True)
     if winner is not None and winner.dice is not None:
         more = f"best so far, after {counted(winner.budget_epochs, 'epoch')}; not tested"
@@ -173,6 +175,15 @@ def _no_test(summary: Summary) -> str:
     )
 
 
+def _cut_short(summary: Summary) -> str:
+    words = "" if summary.ensemble is None else cut_short_words(summary.ensemble)
+    return notice(f"{words.capitalize()}.") if words else ""
+
+
+def _held_out_words(ensemble: EnsembleSummary) -> str:
+    return f"{scored_words(ensemble)} held-out cases" if cut_short_words(ensemble) else "held-out folds"
+
+
 def _validation_table(summary: Summary) -> str:
     ensemble = summary.ensemble
     if ensemble is None or not ensemble.validation_dice:
@@ -181,7 +192,7 @@ def _validation_table(summary: Summary) -> str:
     return table(
         ["Class", Cell("Dice")],
         rows,
-        caption="The ensemble on held-out folds.",
+        caption=f"The ensemble on {_held_out_words(ensemble)}.",
         total=["Mean over classes", decimal(ensemble.validation_mean_dice)],
     )
 

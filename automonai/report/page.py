@@ -18,6 +18,7 @@ from automonai.report.words import (
     HYPERPARAMETER_WORDS,
     counted,
     duration,
+    scored_words,
     value_words,
 )
 from automonai.storage.store import Store
@@ -314,6 +315,8 @@ def _validation_facts(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("Best configuration alone, on held-out folds", f"Dice {found.single_validation_dice:.3f}"))
     if found is not None and found.validation_mean_dice is not None:
         rows.append(("Ensemble, on held-out folds", f"Dice {found.validation_mean_dice:.3f}"))
+    if found is not None and found.scored_cases:
+        rows.append(("Held-out cases by which it was chosen", scored_words(found)))
     return rows
 
 

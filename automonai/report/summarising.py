@@ -29,7 +29,7 @@ from automonai.report.summary import (
     TrialSummary,
     Winner,
 )
-from automonai.report.words import counted
+from automonai.report.words import counted, cut_short_words
 from automonai.spec import Choice, IntegerRange, Ordered, RealRange
 
 
@@ -37,6 +37,7 @@ def summarise(study: Study, data: StudyData) -> Summary:
     """Return what the study came to so far; it may be in any phase."""
     test = _held_out(study, data)
     winner = _winner(study)
+    ensemble = None if study.ensemble is None else _ensemble(study.ensemble, data.dataset)
     ended = study.ended
     return Summary(
         study=study.spec.name,
@@ -53,7 +54,7 @@ def summarise(study: Study, data: StudyData) -> Summary:
         dataset=_dataset(data),
         test=test,
         winner=winner,
-        ensemble=None if study.ensemble is None else _ensemble(study.ensemble, data.dataset),
+        ensemble=ensemble,
         optimism=_optimism(winner, test),
         proposals=_proposals(study.trials.values()),
         runs=_run_counts(study),
@@ -62,7 +63,7 @@ def summarise(study: Study, data: StudyData) -> Summary:
         trials=_trials(study),
         software=dict(sorted(study.software.items())),
         devices=tuple(sorted({r.device for r in _results(study) if r.device})),
-        notes=tuple(Note(seconds=study.elapsed_at(at), text=text) for at, text in study.notes),
+        notes=_notes(study, ensemble),
     )
 
 
@@ -162,8 +163,27 @@ def _ensemble(result: EnsembleResult, dataset: Dataset) -> EnsembleSummary:
         validation_dice=dice,
         validation_mean_dice=sum(dice.values()) / len(dice) if dice else None,
         single_validation_dice=_finite(result.single_validation_dice),
+        scored_cases=result.scored_cases,
+        planned_cases=result.planned_cases,
+        left_out=result.left_out,
         seconds=result.seconds,
     )
+
+
+def _notes(study: Study, ensemble: EnsembleSummary | None) -> tuple[Note, ...]:
+    """Return what the study noted, then what the choice of the ensemble, its last step, went without."""
+    notes = [(at, text) for at, text in study.notes]
+    if ensemble is not None:
+        chosen_at = study.last_event_at if study.ended is None else study.ended.at
+        notes += [(chosen_at, text) for text in (cut_short_words(ensemble), _left_out_words(ensemble)) if text]
+    return tuple(Note(seconds=study.elapsed_at(at), text=text) for at, text in notes)
+
+
+def _left_out_words(ensemble: EnsembleSummary) -> str:
+    if not ensemble.left_out:
+        return ""
+    names = " and ".join(f"trial {number}" for number in ensemble.left_out)
+    return f"the ensemble was chosen without {names}, having no fold in common with the better configurations"
 
 
 def _optimism(winner: Winner | None, test: HeldOutScores | None) -> Optimism | None:

@@ -109,6 +109,12 @@ class EnsembleSummary(Record):
     """Mean of these over the classes."""
     single_validation_dice: float | None
     """Out-of-fold mean Dice of the best configuration alone."""
+    scored_cases: int
+    """Held-out cases by which it was chosen; 0 if that is not known."""
+    planned_cases: int
+    """Held-out cases by which it would have been chosen, had there been time for all of them."""
+    left_out: tuple[int, ...]
+    """Trials that took no part in the choice: they share no fold with the better ones."""
     seconds: float
     """Wall-clock time to choose and test it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.run import FailureReason, Origin
+from automonai.report.summary import EnsembleSummary
 from automonai.spec import SamplerName
 
 HYPERPARAMETER_WORDS = {
@@ -150,6 +151,20 @@ def _patch_words(configuration: Configuration) -> str:
     place = f"{share:.0%} of them centred on a labelled voxel" if share else "placed anywhere in the volume"
     crop = "around what is not background" if configuration.crop == "nonzero" else "in full"
     return f"A training step sees {amount}{size}, {place}; volumes are used {crop}."
+
+
+def cut_short_words(ensemble: EnsembleSummary) -> str:
+    """Return by how few cases the ensemble was chosen, without a full stop; empty if by all that it should be."""
+    if ensemble.scored_cases >= ensemble.planned_cases:
+        return ""
+    return f"the ensemble was chosen on {scored_words(ensemble)} held-out cases: the time was up"
+
+
+def scored_words(ensemble: EnsembleSummary) -> str:
+    """Return by how many held-out cases the ensemble was chosen, or `12 of 96 planned` where the time was up."""
+    if ensemble.scored_cases >= ensemble.planned_cases:
+        return f"{ensemble.scored_cases}"
+    return f"{ensemble.scored_cases} of {ensemble.planned_cases} planned"
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,8 +1,9 @@
 import pytest
 from studies import Bench, make_spec, train
 
+from automonai.domain.configuration import Flips
 from automonai.domain.events import RefitChosen, StudyStarted
-from automonai.domain.refit import refit_deadline_seconds
+from automonai.domain.refit import choose_refit, refit_deadline_seconds
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import Result
 from automonai.domain.study import Study
@@ -127,6 +128,26 @@ def test_the_deadline_of_a_refit_is_its_part_of_the_time_that_is_left() -> None:
     left = 600 - study.elapsed_seconds(now)
     assert first is not None
     assert 0.85 * left / len(study.refit.runs) <= first <= left / len(study.refit.runs)
+
+
+@pytest.mark.parametrize(("flips", "times"), [("none", 1), ("left_right", 2), ("all", 8)])
+def test_the_ensembles_predictions_have_their_time_with_every_flip(flips: str, times: int) -> None:
+    bench = Bench(make_spec(time=6000, refit_share=0.6))
+
+    def score(request: TrainRequest) -> Result:
+        return train(request).model_copy(update={"prediction_seconds_per_case": 0.5})
+
+    bench.run(executor=bench.executor(train=score))
+    events = Journal(bench.store).read()
+    index = next(index for index, event in enumerate(events) if isinstance(event, RefitChosen))
+    study, refit = Study.replay(events[:index]), events[index]
+    trial = refit.runs[0].trial
+    configuration = study.trials[trial].configuration.model_copy(update={"flips": Flips(flips)})
+    study.trials[trial] = study.trials[trial].model_copy(update={"configuration": configuration})
+    chosen = choose_refit(study, now=refit.at, test_cases=30)
+    left = 6000 - study.elapsed_seconds(refit.at) - 0.03 * 6000
+    predictions = 0.5 * times * (30 * 2 + 24)
+    assert chosen.why == f"equal shares of the {left - predictions:.0f} s that are left"
 
 
 def test_there_is_no_deadline_without_a_time_budget() -> None:

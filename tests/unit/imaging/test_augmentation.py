@@ -122,6 +122,14 @@ def test_a_constant_patch_stays_finite() -> None:
         assert torch.isfinite(out).all()
 
 
+@pytest.mark.parametrize("factor", [1.1, 1.37, 1.75, 2.0])
+def test_a_coarser_image_lies_where_it_lay(factor: float) -> None:
+    ramp = torch.arange(40.0).expand(1, 1, 1, 1, 40)
+    shift = (_coarsened(ramp, factor, None) - ramp)[..., 5:-5]
+    assert shift.mean().abs() < 0.05
+    assert shift.abs().max() < 0.6
+
+
 def test_a_coarser_image_keeps_its_size_and_its_slices() -> None:
     image = torch.randn(1, 1, 8, 8, 6)
     assert _coarsened(image, 2.0, None).shape == image.shape

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from automonai.errors import DatasetError
 from automonai.imaging import preprocessing
 from automonai.imaging.layouts import find_dataset
 from automonai.imaging.measuring import measure
+from automonai.imaging.patches import patch_start
 from automonai.imaging.preprocessing import (
     FOREGROUND_SAMPLE,
     Placement,
@@ -48,8 +50,40 @@ def test_a_case_is_read_once_and_then_comes_from_the_cache(
     assert np.array_equal(again.label, first.label)
     assert again.statistics == first.statistics == measure(expected.voxels).channels
     assert again.placement == first.placement
-    assert sorted(again.foreground) == [1, 2]
-    assert all((again.label[tuple(places.T)] == index).all() for index, places in again.foreground.items())
+
+
+def test_a_cached_cases_foreground_is_as_it_was_drawn_and_stays_in_its_file(
+    small_dataset: Callable, tmp_path: Path
+) -> None:
+    dataset = find_dataset(small_dataset().root)
+    prepared = prepare_case(dataset, dataset.cases[0], spacing_mm=None, crop=Crop.NONE, cache_folder=tmp_path)
+    drawn = preprocessing._foreground(np.asarray(prepared.label))
+    assert list(prepared.foreground) == list(drawn) == [1, 2]
+    read = [dict(prepared.foreground.items()), {index: prepared.foreground[index] for index in prepared.foreground}]
+    for found in read:
+        assert all(np.array_equal(found[index], places) for index, places in drawn.items())
+        assert all(places.dtype == np.int32 for places in found.values())
+    del found, read
+    assert "foreground.npy" not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+def test_a_cached_case_without_foreground_has_no_classes(tmp_path: Path) -> None:
+    preprocessing._save(tmp_path / "foreground.npy", np.empty((0, 4), np.int32))
+    found = preprocessing._StoredForeground.of(tmp_path / "foreground.npy")
+    assert (len(found), dict(found), list(found.items())) == (0, {}, [])
+
+
+def test_patches_of_a_cached_case_lie_where_those_of_its_coordinates_in_memory_do(
+    small_dataset: Callable, tmp_path: Path
+) -> None:
+    dataset = find_dataset(small_dataset().root)
+    cached = prepare_case(dataset, dataset.cases[0], spacing_mm=None, crop=Crop.NONE, cache_folder=tmp_path)
+    in_memory = dataclasses.replace(cached, foreground={index: np.array(cached.foreground[index]) for index in (1, 2)})
+    starts = [
+        [patch_start(case, (4, 4, 4), np.random.default_rng(seed), 0.5) for seed in range(40)]
+        for case in (cached, in_memory)
+    ]
+    assert starts[0] == starts[1]
 
 
 def test_other_choices_or_changed_files_make_another_cache_entry(small_dataset: Callable, tmp_path: Path) -> None:

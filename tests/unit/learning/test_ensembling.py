@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -202,7 +203,14 @@ def test_a_deadline_ends_the_choice_after_a_case_but_not_the_test(
     ticks = iter(range(1000))
     result = run(data, BOTH, deadline_seconds=1.0, clock=lambda: float(next(ticks)))
     assert "ended early: cases=1 planned=6" in caplog.text
+    assert (result.scored_cases, result.planned_cases) == (1, 6)
     assert len(result.test) == 2
+
+
+@pytest.mark.usefixtures("read_keys")
+def test_the_result_tells_by_how_many_cases_it_was_chosen_and_who_was_left_out(data: StudyData) -> None:
+    result = run(data, [member(1, 0), member(2, 1)])
+    assert (result.scored_cases, result.planned_cases, result.left_out) == (3, 3, (2,))
 
 
 def test_a_request_to_stop_is_heeded_before_a_case(data: StudyData, read_keys: list[str]) -> None:
@@ -211,10 +219,37 @@ def test_a_request_to_stop_is_heeded_before_a_case(data: StudyData, read_keys: l
     assert len(read_keys) == 4
 
 
+@pytest.mark.usefixtures("read_keys")
+@pytest.mark.parametrize("in_test", [False, True])
+def test_a_request_to_stop_is_heeded_within_a_case(
+    data: StudyData, in_test: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, passes = threading.Event(), list[bool]()
+    forward, predict_label = Threshold.forward, ensembling.predict_label
+    is_test = threading.Event()
+
+    def counted(network: Threshold, image_BCXYZ: torch.Tensor) -> torch.Tensor:
+        if is_test.is_set() == in_test:
+            stop.set()
+        passes.append(is_test.is_set())
+        return forward(network, image_BCXYZ)
+
+    def predict_test_case(*arguments: object, **options: object) -> np.ndarray:
+        is_test.set()
+        return predict_label(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Threshold, "forward", counted)
+    monkeypatch.setattr(ensembling, "predict_label", predict_test_case)
+    with pytest.raises(StopRequestedError):
+        run(data, BOTH, stop=stop.is_set)
+    assert passes.count(in_test) == 1
+
+
 def test_only_configurations_with_a_common_fold_are_compared_and_at_most_three() -> None:
     candidates = Candidates.of([member(7, 0), member(7, 1), member(4, 2), member(5, 1), member(5, 2)])
     assert candidates.trials == (7, 5)
     assert candidates.folds == (1,)
+    assert candidates.left_out == (4,)
     assert Candidates.of([member(trial, 0) for trial in range(5)]).trials == (0, 1, 2)
 
 
@@ -254,7 +289,7 @@ def test_classes_that_a_case_lacks_do_not_count_in_its_mean() -> None:
 def test_components_are_kept_only_for_classes_that_gain_more_than_chance() -> None:
     plain = np.array([[[0.5, 0.5, np.nan]]])
     largest = np.array([[[0.6, 0.50005, np.nan]]])
-    choice = choose(OutOfFoldDice(((1,),), plain, largest))
+    choice = choose(OutOfFoldDice(((1,),), plain, largest, planned=1))
     assert choice.largest_component == (1,)
     assert choice.dice[:2] == (0.6, 0.5)
     assert choice.best_single_dice == 0.5

@@ -10,6 +10,7 @@ from monai.inferers import SlidingWindowInferer
 from automonai.domain.configuration import Configuration, Convolution, Normalisation
 from automonai.domain.fingerprint import ChannelFacts
 from automonai.domain.plan import NetworkPlan, Plan
+from automonai.errors import StopRequestedError
 from automonai.learning import inference
 from automonai.learning.inference import (
     BACKGROUND_LOGIT,
@@ -227,6 +228,21 @@ def test_a_gpu_that_is_too_small_for_one_window_is_an_error() -> None:
         sliding_window_logits(
             OnSmallGpu(0), image((8, 15, 11)), plan=plan(), statistics=[FACTS, FACTS], device=CPU, batch_windows=8
         )
+
+
+def test_a_stop_is_asked_for_before_every_pass_through_a_network_and_ends_the_prediction() -> None:
+    passes: list[int] = []
+    model = network()
+    model.register_forward_hook(lambda _module, inputs, _output: passes.append(len(inputs[0])))
+
+    def stop_after_three() -> None:
+        if len(passes) == 3:
+            raise StopRequestedError("asked to leave")
+
+    settings = WindowSettings(CPU, flip_axes=(0,), batch_windows=1, check_stop=stop_after_three)
+    with pytest.raises(StopRequestedError):
+        list(logit_slabs([model], image((8, 6, 8)), plan=plan(), statistics=[FACTS, FACTS], settings=settings))
+    assert len(passes) == 3  # of three windows, each in two directions
 
 
 @pytest.mark.parametrize(("size_bytes", "device"), [(35, "cuda"), (36, "cpu")])

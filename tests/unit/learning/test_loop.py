@@ -28,11 +28,12 @@ from automonai.learning.validation import Validation
 class Clock:
     """Each reading is half a second after the one before: a step, which is read at both ends, takes a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, tick: float = 0.5) -> None:
         self.now = 0.0
+        self.tick = tick
 
     def __call__(self) -> float:
-        self.now += 0.5
+        self.now += self.tick
         return self.now
 
 
@@ -263,3 +264,14 @@ def test_fitted_steps_never_exceed_the_budget_nor_go_back(step: int, more: int, 
     fitted = fitted_steps(step=step, most_steps=most, seconds_left=left, seconds_per_step=each)
     assert min(step, most) <= fitted <= max(1, most)
     assert fitted <= 1 or (fitted - step) * each <= max(left, 0) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("step_seconds", "commits"), [(1.0, [16]), (100.0, [8, 16]), (200.0, [4, 8, 12, 16])])
+def test_where_validations_are_rare_the_state_is_committed_every_ten_minutes(
+    step_seconds: float, commits: list[int]
+) -> None:
+    run = Run(tiny_trainer())
+    run.clock = Clock(tick=step_seconds / 2)
+    run.go(epochs=4, validation_every_epochs=4, decay=True)
+    assert run.commits == commits
+    assert len(run.trainer.progress.curve) == 1

@@ -9,9 +9,10 @@ import pytest
 import torch
 from tinytraining import tiny_plan
 
+from automonai.domain.fingerprint import ChannelFacts
 from automonai.errors import StopRequestedError
 from automonai.imaging.preprocessing import Placement, PreparedCase
-from automonai.learning import validation
+from automonai.learning import inference, validation
 from automonai.learning.precision import Precision
 from automonai.learning.validation import Validation, class_dice, score_volume, validate, window_count
 
@@ -90,6 +91,63 @@ def test_a_stop_leaves_before_the_next_case(monkeypatch: pytest.MonkeyPatch) -> 
             stop=stop,
         )
     assert len(predicted) == 1
+
+
+class Stopping(torch.nn.Module):
+    """A network in whose first pass the process is asked to leave; counts its passes."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self.stop = stop
+        self.passes = 0
+
+    def forward(self, image_BCXYZ: torch.Tensor) -> torch.Tensor:
+        self.stop.set()
+        self.passes += 1
+        return torch.cat([image_BCXYZ, image_BCXYZ], 1)
+
+
+def test_a_stop_leaves_before_the_next_window_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "_BATCH_VOXELS", 1)
+    stop, shape = threading.Event(), (8, 8, 16)
+    facts = ChannelFacts(minimum=0, maximum=1, mean=0, std=1, percentile_00_5=0, percentile_99_5=1)
+    image, label = np.zeros((1, *shape), np.float32), np.zeros(shape, np.uint8)
+    case = dataclasses.replace(CASE, image=image, label=label, statistics=(facts,))
+    network = Stopping(stop)
+    with pytest.raises(StopRequestedError, match="within a validation"):
+        validate(
+            network,
+            [case],
+            plan=tiny_plan(),
+            precision=Precision(CPU, torch.float32),
+            loss_of=mean_logit,
+            stop=stop,
+        )
+    assert network.passes == 1
+
+
+def test_a_stop_leaves_before_the_next_slab_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_SLAB_VOXELS", 2 * 8 * 8)
+    stop, scored = threading.Event(), list[torch.Tensor]()
+
+    def loss_and_stop(logits_BKXYZ: torch.Tensor, label_BXYZ: torch.Tensor) -> torch.Tensor:
+        stop.set()
+        scored.append(logits_BKXYZ)
+        return logits_BKXYZ.mean()
+
+    def check_stop() -> None:
+        if stop.is_set():
+            raise StopRequestedError
+
+    with pytest.raises(StopRequestedError):
+        score_volume(
+            np.zeros((2, *SHAPE), np.float32),
+            np.zeros(SHAPE, np.uint8),
+            loss_and_stop,
+            device=CPU,
+            check_stop=check_stop,
+        )
+    assert len(scored) == 1
 
 
 def test_several_devices_give_the_scores_of_one_and_each_has_its_own_network(monkeypatch: pytest.MonkeyPatch) -> None:

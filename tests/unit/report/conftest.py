@@ -78,8 +78,9 @@ class Told:
 class Narrator:
     """Answers what a study asks for, with one slot, until a limit of events or the study's end."""
 
-    def __init__(self, spec: StudySpec, classes: dict[int, str], test_cases: int) -> None:
+    def __init__(self, spec: StudySpec, classes: dict[int, str], test_cases: int, scored_cases: int) -> None:
         self.now = START
+        self.scored_cases = scored_cases
         self.data = make_data(classes, test_cases)
         self.store = MemoryStore()
         self.events: list[Event] = []
@@ -166,6 +167,8 @@ class Narrator:
             largest_component=(classes[0],),
             validation_dice={value: 0.893 - 0.01 * k for k, value in enumerate(classes)},
             single_validation_dice=0.871,
+            scored_cases=self.scored_cases,
+            planned_cases=96,
             test=scores_of(self.data.split.test, classes, self.store),
             seconds=94.0,
             peak_memory_bytes=2**31,
@@ -177,6 +180,7 @@ def tell(
     *,
     classes: dict[int, str] | None = None,
     test_cases: int = 42,
+    scored_cases: int = 96,
     iterations: int = 4,
     events: int | None = None,
     failing: dict[int, tuple[FailureReason, str]] | None = None,
@@ -189,7 +193,7 @@ def tell(
         search=search or SearchSpec(seed=8),
         budget=BudgetSpec(iterations=iterations, time=7200, max_seconds_per_epoch=60, refit_share=0.1),
     )
-    narrator = Narrator(spec, classes or CLASSES, test_cases)
+    narrator = Narrator(spec, classes or CLASSES, test_cases, scored_cases)
     while not narrator.study.ended and (events is None or len(narrator.events) < events):
         action = next_action(narrator.study, narrator.now)
         narrator.answer(action, FAILING if failing is None else failing)
@@ -394,8 +398,8 @@ def failed() -> Told:
 
 @pytest.fixture(scope="session")
 def untested() -> Told:
-    """Return a finished study without test cases."""
-    return tell(test_cases=0, iterations=1)
+    """Return a finished study without test cases, whose ensemble was chosen in a hurry."""
+    return tell(test_cases=0, scored_cases=12, iterations=1)
 
 
 AWKWARD_CLASSES = {

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from automonai.domain.events import EnsembleFinished
 from automonai.domain.run import FailureReason
 from automonai.domain.study import Phase, Study
 from automonai.report.summarising import summarise
@@ -95,6 +96,27 @@ def test_a_study_without_test_cases_has_validation_dice(untested):
     found = summarise(untested.study, untested.data)
     assert found.test is None
     assert found.ensemble.validation_mean_dice == pytest.approx(0.883)
+
+
+def test_an_ensemble_that_was_chosen_by_all_its_cases_leaves_no_note(summary):
+    assert (summary.ensemble.scored_cases, summary.ensemble.planned_cases, summary.ensemble.left_out) == (96, 96, ())
+    assert not [note for note in summary.notes if "ensemble" in note.text]
+
+
+def test_what_the_choice_of_the_ensemble_went_without_is_the_last_note(untested):
+    def without_some(event):
+        if not isinstance(event, EnsembleFinished):
+            return event
+        return event.model_copy(update={"result": event.result.model_copy(update={"left_out": (3, 8)})})
+
+    study = Study.replay(map(without_some, untested.events))
+    found = summarise(study, untested.data)
+    assert found.ensemble.left_out == (3, 8)
+    assert [note.text for note in found.notes[-2:]] == [
+        "the ensemble was chosen on 12 of 96 planned held-out cases: the time was up",
+        "the ensemble was chosen without trial 3 and trial 8, having no fold in common with the better configurations",
+    ]
+    assert found.notes[-1].seconds == study.elapsed_at(study.ended.at) >= found.notes[0].seconds
 
 
 def test_every_prefix_of_a_study_can_be_summarised(untested):

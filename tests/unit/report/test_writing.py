@@ -154,6 +154,19 @@ def test_a_study_without_test_cases_says_so(untested, reported):
     assert "No cases were set aside for a test" in Page(reported(untested)[0]).text
 
 
+def test_an_ensemble_that_was_chosen_by_few_cases_says_so_where_its_score_stands(untested, reported):
+    page = reported(untested)[0]
+    answer = Page(page[page.index('id="answer"') - 9 : page.index('<section id="configuration"')]).text
+    assert "of the ensemble, on 12 of 96 planned held-out cases; no test" in answer
+    assert "The ensemble was chosen on 12 of 96 planned held-out cases: the time was up." in answer
+
+
+def test_an_ensemble_that_was_chosen_by_all_its_cases_says_by_how_many(finished, reported):
+    text = Page(reported(finished)[0]).text
+    assert "Held-out cases by which it was chosen 96 " in text
+    assert "the time was up" not in text
+
+
 def test_the_same_study_gives_the_same_bytes(halfway, reported):
     page = reported(halfway)[0]
     write_report(halfway.study, halfway.data, halfway.store)
