@@ -7,17 +7,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import time
 from typing import TYPE_CHECKING
 
-import yaml
-
 from automonai.controller import Controller, Watch, run_study
 from automonai.domain.configuration import Configuration
-from automonai.domain.events import SpecChanged, StudyStarted
 from automonai.domain.facts import RunRecord
 from automonai.domain.request import EnsembleResult, StudyData, TrainRequest
 from automonai.domain.run import Purpose, Result, Run
@@ -29,10 +25,11 @@ from automonai.execution.lock import locked
 from automonai.execution.machine import detect_machine, refuse_unusable
 from automonai.monitoring import monitored
 from automonai.observability.logs import log_context
-from automonai.preparing import CACHE_FOLDER, cache_folder_of, dataset_here, prepare_data
+from automonai.preparing import CACHE_FOLDER, cache_folder_of, dataset_here
 from automonai.report import Summary, summarise, write_report
 from automonai.search import make_sampler
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, load_spec, parse_limit, parse_spec
+from automonai.starting import begin, replay
 from automonai.storage import keys
 from automonai.storage.datasets import Push, push_dataset
 from automonai.storage.journal import Journal
@@ -165,7 +162,7 @@ def search(
     shown = monitored(spec.name, port=metrics_port, watch=watch, workers_folder=workers_folder(location))
     with log_context(study=spec.name), locked(place_on_this_machine(location), study=location) as lock, shown as seen:
         store = open_store(location)
-        journal = Journal(store)
+        journal, began = Journal(store), time()
         study, data = begin(spec, store, journal)
         executor = _local_executor(study.spec, location, lock=lock, metrics=metrics_port is not None)
         try:
@@ -180,6 +177,7 @@ def search(
                         executor=executor,
                         memory_bytes=_memory_per_run(study.spec.execution),
                         watch=seen.watch,
+                        began=began,
                         should_stop=stopped.is_set,
                     )
                 )
@@ -200,20 +198,6 @@ def load_study(study: str | Path) -> tuple[Study, StudyData, Store]:
     store = open_store(study)
     loaded = replay(Journal(store), study)
     return loaded, StudyData.model_validate_json(store.get(keys.DATA)), store
-
-
-def replay(journal: Journal, place: str | Path) -> Study:
-    """Return a study as its journal tells it.
-
-    Raises:
-        StudyNotFoundError: If the journal is empty; names the place.
-    """
-    events = journal.read()
-    if not events:
-        raise StudyNotFoundError(
-            f"{place}: there is no study; name the place <store>/<study name> where 'automonai search' has put it"
-        )
-    return Study.replay(events)
 
 
 def summary(study: str | Path) -> Summary:
@@ -362,66 +346,6 @@ def evaluate(predictions: str | Path, labels: str | Path, *, tolerance_mm: float
     return evaluate_folders(Path(predictions), Path(labels), tolerance_mm=tolerance_mm)
 
 
-def begin(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
-    """Start a study, or take it up if its journal has events; nothing is run yet.
-
-    Raises:
-        UserError: If spec or dataset are faulty, or a started study's spec differs.
-    """
-    return _start(spec, store, journal) if not journal.read() else _take_up(spec, store, journal)
-
-
-def _start(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
-    """Check the dataset, write what all workers share, then the event that makes it a study."""
-    data = prepare_data(
-        spec.dataset,
-        split=spec.split,
-        training=spec.training,
-        execution=spec.execution,
-        cache_folder=cache_folder_of(spec.store),
-    )
-    store.put(keys.DATA, data.model_dump_json(indent=1).encode())
-    store.put(keys.SPLIT, data.split.model_dump_json(indent=1).encode())
-    store.put(keys.SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
-    started = StudyStarted(at=time(), spec=spec, software=_software(), folds=len(data.split.folds))
-    journal.append(started)
-    return Study.replay([started]), data
-
-
-def _take_up(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
-    """Replay a study; budget, execution and refit may have changed since, nothing else.
-
-    Workers read the execution's settings in the data. They are written before the event: whatever ends this call in
-    between, the next one writes the rest.
-    """
-    study = Study.replay(journal.read())
-    data = StudyData.model_validate_json(store.get(keys.DATA))
-    if study.is_over:
-        return study, data
-    for section in ("dataset", "split", "search", "training"):
-        before, now = getattr(study.spec, section), getattr(spec, section)
-        if before != now:
-            raise SpecError(
-                f"study {spec.name} was started with another '{section}' ({_difference(before, now)});"
-                f" give this one another name, or restore the setting"
-            )
-    if data.execution != spec.execution:
-        data = data.model_copy(update={"execution": spec.execution})
-        store.put(keys.DATA, data.model_dump_json(indent=1).encode())
-    if spec != study.spec:
-        changed = SpecChanged(at=study.last_event_at, spec=spec)
-        journal.append(changed)
-        study.apply(changed)
-    return study, data
-
-
-def _difference(before: object, now: object) -> str:
-    if isinstance(before, str):
-        return f"{before}, now {now}"
-    old, new = before.model_dump(), now.model_dump()  # type: ignore[attr-defined]
-    return "; ".join(f"{key}: {old[key]!r}, now {new[key]!r}" for key in old if old[key] != new[key])
-
-
 def _local_executor(spec: StudySpec, location: str, *, lock: int, metrics: bool) -> LocalExecutor:
     machine = detect_machine()
     slots = spec.execution.max_parallel_runs
@@ -460,17 +384,6 @@ def _run_row(study: Study, record: RunRecord) -> dict[str, object]:
         "reason": result.reason.value if result and result.reason else None,
         "message": result.message if result else "",
     }
-
-
-def _software() -> dict[str, str]:
-    names = ("automonai", "torch", "monai", "hpbandster", "ConfigSpace", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 @contextmanager

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from automonai.execution.lease import HeldLease
     from automonai.monitoring import Monitoring
     from automonai.spec import StudySpec
+    from automonai.storage.journal import Journal
     from automonai.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def _port(text: str) -> int | None:
 
 
 def check(parameters: StudyParameters, *, surroundings: Surroundings | None = None) -> StudySpec:
-    """Check parameters, settings and dataset, and write the study's first data; one that is there is taken up.
+    """Check parameters, settings and dataset, and write a new study's first data.
 
     Raises:
         UserError: If any of them is faulty, or a started study's spec differs.
@@ -97,13 +98,11 @@ def check(parameters: StudyParameters, *, surroundings: Surroundings | None = No
     spec = study_spec(parameters, here.store)
     _template(here, parameters)  # refuses a faulty number of GPUs
     # Only now: a faulty parameter is told within a second, and these take longer than that to load.
-    from automonai import api
     from automonai.search import make_sampler
-    from automonai.storage.journal import Journal
+    from automonai.starting import begin_if_new
 
     make_sampler(spec.search)
-    store = open_store(_location(spec))
-    api.begin(spec, store, Journal(store))
+    begin_if_new(spec, open_store(_location(spec)))
     return spec
 
 
@@ -284,27 +283,44 @@ def stop(location: str, *, api: ClusterApi | None = None) -> tuple[str, ...]:
 
 
 def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
-    """Return a run's log, readable: from the store once it has ended, from its pod while it runs.
+    """Return a run's log, readable: from its pod while it runs, from the store once it has ended.
+
+    A run that was taken from one pod has the log of that in the store while another goes on with it. Where no cluster
+    can be asked, what is stored is the answer.
 
     Raises:
         UserError: If there is neither.
     """
+    store = open_store(location)
+    is_over = not is_remote(location) or store.exists(keys.answer(run_id))
+    found = None if is_over else _log_of_pod(location, run_id, api)
+    if found is None:
+        try:
+            found = store.get(keys.log(run_id)).decode(errors="replace")
+        except ObjectNotFoundError as error:
+            raise UserError(
+                f"{location}: run {run_id} has no log; 'automonai runs {location}' lists the runs"
+            ) from error
+    return _readable(found)
+
+
+def _log_of_pod(location: str, run_id: str, api: ClusterApi | None) -> str | None:
+    """Return the log of the newest pod that has begun to work on a run; None if there is none, or no cluster."""
     from automonai.execution.cluster_api import connect
+    from automonai.execution.cluster_objects import Pod
+    from automonai.execution.endings import Sighting, has_run
     from automonai.execution.jobs import PART_OF, PART_OF_LABEL, RUN_LABEL, STUDY_LABEL
 
-    try:
-        return _readable(open_store(location).get(keys.log(run_id)).decode(errors="replace"))
-    except ObjectNotFoundError:
-        logger.debug("%s has no stored log yet", run_id)
-    missing = f"{location}: run {run_id} has no log; 'automonai runs {location}' lists the runs"
-    if not is_remote(location):
-        raise UserError(missing)
-    cluster = api or connect(Surroundings.from_environment().namespace)
     study = location.rstrip("/").rpartition("/")[2]
-    pods = cluster.list("pods", f"{PART_OF_LABEL}={PART_OF},{STUDY_LABEL}={study},{RUN_LABEL}={run_id}").objects
-    if not pods:
-        raise UserError(missing)
-    return _readable(cluster.pod_log(pods[-1].metadata.name))
+    try:
+        cluster = api or connect(Surroundings.from_environment().namespace)
+        found = cluster.list("pods", f"{PART_OF_LABEL}={PART_OF},{STUDY_LABEL}={study},{RUN_LABEL}={run_id}").objects
+        begun = {pod.metadata.uid: pod for pod in found if isinstance(pod, Pod) and has_run(pod)}
+        newest = Sighting(pods=begun).newest_pod
+        return None if newest is None else cluster.pod_log(newest.metadata.name)
+    except (ClusterError, UserError) as error:
+        logger.warning("the cluster cannot be asked for the pod's log: %s", error)
+        return None
 
 
 def _readable(log: str) -> str:
@@ -321,17 +337,21 @@ class _Session:
     study: Study
     data: StudyData
     store: Store
+    journal: Journal
     executor: KubernetesExecutor
     memory_bytes: int | None
     devices_per_run: int
 
 
 def _open(spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: JobTemplate) -> _Session:
-    from automonai.api import load_study
     from automonai.execution.jobs import StudyHandle, WorkflowOwner, study_id
     from automonai.execution.kubernetes import KubernetesExecutor
+    from automonai.starting import take_up
+    from automonai.storage.journal import Journal
 
-    study, data, store = load_study(_location(spec))
+    store = open_store(_location(spec))
+    journal = Journal(store)
+    study, data = take_up(spec, store, journal)
     owner = None if here.workflow is None else WorkflowOwner(name=here.workflow, uid=here.workflow_uid)
     handle = StudyHandle(name=spec.name, id=study_id(spec.name, study.started_at), location=_location(spec))
     slots = study.spec.execution.max_parallel_runs
@@ -343,6 +363,7 @@ def _open(spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: Jo
         study=study,
         data=data,
         store=store,
+        journal=journal,
         executor=executor,
         memory_bytes=memory_bytes,
         devices_per_run=max(1, template.gpus_per_run),
@@ -354,14 +375,13 @@ def _run(
 ) -> None:
     from automonai.controller import Controller, run_study
     from automonai.search import make_sampler
-    from automonai.storage.journal import Journal
 
     run_study(
         Controller(
             study=session.study,
             data=session.data,
             store=session.store,
-            journal=Journal(session.store),
+            journal=session.journal,
             sampler=seen.timed(make_sampler(session.study.spec.search)),
             executor=session.executor,
             memory_bytes=session.memory_bytes,

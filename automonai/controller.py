@@ -105,6 +105,8 @@ class Controller:
     devices_per_run: int = 1
     watch: Watch = field(default_factory=Unwatched)
     clock: Callable[[], float] = time.time
+    began: float | None = None
+    """When this session began: the check of the dataset before it is part of the budget's time. None: now."""
     should_stop: Callable[[], bool] = lambda: False
     may_write: Callable[[], bool] = lambda: True
     """Whether nobody else can be this study's controller now; while that is not sure, nothing is done."""
@@ -119,7 +121,8 @@ def run_study(controller: Controller) -> Study:
     study = controller.study
     if study.is_over:
         return study
-    _record(controller, SessionStarted(at=controller.clock(), host=socket.gethostname(), process=os.getpid()))
+    began = controller.clock() if controller.began is None else controller.began
+    _record(controller, SessionStarted(at=began, host=socket.gethostname(), process=os.getpid()))
     for record in study.open_runs:
         controller.executor.submit(_train_request(controller, record.run, record.resume_from))
     if study.ensemble_queued is not None and study.ensemble is None:
@@ -284,6 +287,7 @@ def _train_request(controller: Controller, run: Run, resume_from: str | None) ->
         resume_from=resume_from,
         decay=is_refit,
         deadline_seconds=deadline,
+        asked_at=now,
         max_seconds_per_epoch=most_seconds_per_epoch(study, run),
         memory_bytes=controller.memory_bytes,
         attempt=study.runs[run.id].losses,
@@ -291,7 +295,7 @@ def _train_request(controller: Controller, run: Run, resume_from: str | None) ->
 
 
 def _ensemble_request(controller: Controller, candidates: tuple[str, ...]) -> EnsembleRequest:
-    study, members = controller.study, []
+    study, now, members = controller.study, controller.clock(), []
     for run_id in candidates:
         record = study.runs[run_id]
         members.append(
@@ -305,8 +309,9 @@ def _ensemble_request(controller: Controller, candidates: tuple[str, ...]) -> En
     time_budget = study.spec.budget.time
     left = None
     if time_budget is not None:
-        left = max(60.0, time_budget - study.elapsed_seconds(controller.clock()))
-    return EnsembleRequest(candidates=tuple(members), deadline_seconds=left, attempt=study.ensemble_losses)
+        left = max(60.0, time_budget - study.elapsed_seconds(now))
+    attempt = study.ensemble_losses
+    return EnsembleRequest(candidates=tuple(members), deadline_seconds=left, asked_at=now, attempt=attempt)
 
 
 def _delete_unneeded_checkpoints(controller: Controller) -> None:

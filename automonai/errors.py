@@ -132,6 +132,11 @@ class ClusterError(AutoMonaiError):
         """Whether the same request may succeed later: the API is away or overburdened."""
         return self.status in (0, 429) or self.status >= 500
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the API does not know us or our rights; for some seconds after its start it knows nobody's."""
+        return self.status in (401, 403)
+
 
 class StorageError(AutoMonaiError):
     """A store did not do what was asked."""

@@ -27,11 +27,12 @@ def prepare_data(
     from automonai.imaging.checking import check_dataset
     from automonai.imaging.fingerprinting import fingerprint
 
+    own_split = None if split.file is None else _content(split.file)  # before the check, which reads every voxel
     folder = dataset_here(dataset, cache_folder)
     checked = check_dataset(folder)
     ids = [case.id for case in checked.dataset.cases]
-    if split.file is not None:
-        division = parse_split(_content(split.file), ids, where=split.file)
+    if own_split is not None:
+        division = parse_split(own_split, ids, where=f"{split.file}")
     else:
         division = make_split(ids, test=split.test, folds=split.folds, seed=split.seed)
     root = pinned(str(dataset), folder) if is_remote(dataset) else checked.dataset.root

@@ -35,6 +35,7 @@ from automonai.domain.run import Origin, Purpose, Run
 from automonai.domain.study import Study
 from automonai.report import Summary, summarise
 from automonai.report.words import counted
+from automonai.starting import replay
 from automonai.storage import keys
 from automonai.storage.journal import Journal
 from automonai.storage.opening import open_store
@@ -80,11 +81,9 @@ def follow(
     Raises:
         StudyNotFoundError: If there is no study.
     """
-    from automonai import api  # only here: a step that names a faulty parameter need not wait for it
-
     store = open_store(study)
     journal = Journal(store)
-    followed = api.replay(journal, study)
+    followed = replay(journal, study)
     while not followed.is_over:
         watch.on_tick(followed, clock())
         wait()

@@ -30,7 +30,7 @@ from automonai.domain.request import (
 from automonai.domain.run import FailureReason, Result
 from automonai.errors import AutoMonaiError, RunError, RunOutOfMemoryError, StopRequestedError, StorageError, UserError
 from automonai.execution.jobs import GPUS_VARIABLE
-from automonai.learning.metering import UNMETERED, Meter
+from automonai.learning.metering import UNMETERED, EpochMeter, Meter
 from automonai.observability import exposition, logs
 from automonai.observability.storage_metrics import StorageMetrics
 from automonai.observability.training_metrics import TrainingMetrics
@@ -200,7 +200,7 @@ def _attempt(
 
     logger.info("the libraries are loaded")
     unseen = _unseen_gpus(data.execution)
-    began = time.monotonic()
+    began, meter = time.monotonic(), EpochMeter(meter)
     try:
         result = train_run(
             request,
@@ -217,7 +217,7 @@ def _attempt(
         if is_gpu_fault(error):
             raise  # it counts as lost, too; and CUDA works again in a new process only
         logger.warning("the run failed", exc_info=True)
-        result = failed_result(request, error, seconds=time.monotonic() - began)
+        result = failed_result(request, error, epochs=meter.epochs, seconds=time.monotonic() - began)
         return result, _exit_code(error, result)
     logger.info("%s loss=%s seconds=%.1f", result.state, result.loss, result.seconds)
     return result.model_copy(update={"device": unseen or result.device}), 0

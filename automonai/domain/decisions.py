@@ -9,6 +9,8 @@ from automonai.domain.bracket import Bracket, promoted
 from automonai.domain.run import Purpose, Run, RunState
 from automonai.domain.study import Phase, Study
 
+HOPELESS = 50
+"""So many failed runs without one that completed end the search: they cost no epochs, so a budget would not."""
 OVERTIME = 1.25
 """A run's first steps may foretell so much more time than its search has left: they are few, and noisy."""
 
@@ -81,7 +83,7 @@ class Progress:
 def bracket_progress(study: Study, bracket: Bracket) -> Progress:
     """Return where a bracket stands; a rung is decided when all its runs have ended."""
     survivors = study.trials_of(bracket.index)
-    missing = 0 if study.exhausted else bracket.sizes[0] - len(survivors)
+    missing = 0 if study.exhausted else max(0, bracket.sizes[0] - len(survivors))
     undecided: set[str] = set()
     for rung, budget in enumerate(bracket.budgets_epochs):
         runs = [Run(trial=trial, budget_epochs=budget) for trial in survivors]
@@ -152,6 +154,8 @@ def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
 
 def _next_in_search(study: Study, now: float) -> Action:
     refused = ""
+    if study.incumbent is None and len(study.finished) >= HOPELESS:
+        return Wait() if study.open_runs else EndSearch(f"the first {len(study.finished)} runs all failed")
     for action in _candidates(study):
         why = _why_not(study, action, now)
         if not why:

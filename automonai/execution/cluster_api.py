@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 UNREACHABLE = 0
 FORBIDDEN, NOT_FOUND, CONFLICT, GONE = 403, 404, 409, 410
+STARTING_SECONDS = 60.0
+"""For so long an API server that was just started may not know tokens and roles yet, and refuse what it will allow."""
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 30.0
 WATCH_SECONDS = 1800
 """How long one watch lasts: two requests each half hour, however much happens."""

@@ -56,7 +56,7 @@ class Executor(Protocol):
         ...
 
     def submit(self, request: TrainRequest | EnsembleRequest) -> None:
-        """Start a request; one whose run id is already running is adopted, not started twice."""
+        """Start a request, once a slot is free; one whose run id is already running is adopted, not started twice."""
         ...
 
     def poll(self, timeout_seconds: float) -> list[Report]:

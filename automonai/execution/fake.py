@@ -43,7 +43,7 @@ class FakeExecutor:
     _running: dict[str, tuple[float, TrainRequest | EnsembleRequest]] = field(default_factory=dict)
 
     def free_slots(self) -> int:
-        return self.slots - len(self._running)
+        return max(0, self.slots - len(self._running))
 
     def submit(self, request: TrainRequest | EnsembleRequest) -> None:
         if request.run_id in self._running:

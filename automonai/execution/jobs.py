@@ -37,6 +37,9 @@ METRICS_PORT_NAME = "metrics"
 """Of the container's port, by which a PodMonitor finds it."""
 GPUS_VARIABLE = "AUTOMONAI_GPUS"
 """Tells a worker how many GPUs its Job holds: on so many it trains, and it notices when it sees fewer."""
+NO_GPUS = {"NVIDIA_VISIBLE_DEVICES": "void", "CUDA_VISIBLE_DEVICES": ""}
+"""Environment of a run that asks for no GPU: images and runtimes of NVIDIA show a container all of the node's
+otherwise, and it would compute on one that the scheduler has given to another."""
 CACHE_FOLDER = "/cache"
 TERMINATION_LOG = "/dev/termination-log"
 """What a container writes there becomes its status's message; Kubernetes' own default."""
@@ -364,6 +367,7 @@ def _environment(template: JobTemplate, *, gpus: int) -> list[JsonValue]:
         "PYTHONUNBUFFERED": "1",
         "AUTOMONAI_LOG_FORMAT": "json",
         GPUS_VARIABLE: str(gpus),
+        **({} if gpus else NO_GPUS),
         **({} if template.ca_secret is None else {"AWS_CA_BUNDLE": "/etc/automonai/ca/ca.crt"}),
         **template.env,
     }

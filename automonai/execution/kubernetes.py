@@ -154,7 +154,7 @@ class KubernetesExecutor:
                 self._api.delete_job(job.name)
                 job.is_deletion_asked = True
         except ClusterError as error:
-            if not _is_passing(error):
+            if not _is_passing(error) and not job.may_be_refused(self._clock(), error):
                 raise
             job.put_off(self._clock(), error)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from automonai.errors import ClusterError, StudyLockedError
-from automonai.execution.cluster_api import CONFLICT, NOT_FOUND, ClusterApi
+from automonai.execution.cluster_api import CONFLICT, NOT_FOUND, STARTING_SECONDS, ClusterApi
 from automonai.execution.cluster_objects import Lease
 from automonai.execution.jobs import PART_OF, PART_OF_LABEL, STUDY_LABEL, JsonObject
 
@@ -156,7 +156,8 @@ def _acquire(
                 is_free = True
             taken = _take(api, study, current, identity=identity, workflow=workflow) if is_free else None
         except ClusterError as error:
-            if not error.is_passing or clock() - started > UNREACHABLE_SECONDS:
+            patience = STARTING_SECONDS if error.is_refusal else UNREACHABLE_SECONDS if error.is_passing else 0.0
+            if clock() - started >= patience:
                 raise
             logger.warning("the Lease of study %s cannot be had: %s; trying again", study, error)
             taken = None

@@ -14,7 +14,9 @@ from typing import IO
 
 from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.domain.run import LossCause
+from automonai.errors import RunOutOfMemoryError
 from automonai.execution.executor import Notice, Report, left_without_answer
+from automonai.execution.machine import memory_kills
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store, place_on_this_machine
 
@@ -36,6 +38,8 @@ class _Slot:
     log: IO[bytes] | None = field(default=None, repr=False)
     looked_at: float = 0.0
     """When its answer was last looked for."""
+    kills_before: int = 0
+    """How many processes the kernel had ended for lack of memory when the worker was started."""
 
 
 class LocalExecutor:
@@ -79,25 +83,25 @@ class LocalExecutor:
         self._inherited_lock = inherited_lock
         self._metrics = metrics
         self._slots = [_Slot(number) for number in range(slots)]
+        self._waiting: list[str] = []
+        """Run ids beyond the slots: a study that is taken up with fewer of them has more open runs."""
         self._notices: list[Notice] = []
 
     def free_slots(self) -> int:
-        return sum(slot.run_id is None for slot in self._slots)
+        return max(0, sum(slot.run_id is None for slot in self._slots) - len(self._waiting))
 
     def submit(self, request: TrainRequest | EnsembleRequest) -> None:
-        if any(slot.run_id == request.run_id for slot in self._slots):
+        if request.run_id in self._waiting or any(slot.run_id == request.run_id for slot in self._slots):
             return
-        slot = next(slot for slot in self._slots if slot.run_id is None)
         self._store.put(keys.request(request.run_id), request.model_dump_json().encode())
-        slot.run_id = request.run_id
-        if not self._store.exists(keys.answer(request.run_id)):
-            self._hand_over(slot, request.run_id)
-            self._notices.append(Notice(run_id=request.run_id))
+        self._waiting.append(request.run_id)
+        self._fill_slots()
 
     def poll(self, timeout_seconds: float) -> list[Report]:
         deadline = time.monotonic() + timeout_seconds
         while True:
             reports = [report for slot in self._slots if (report := self._report_of(slot)) is not None]
+            self._fill_slots()
             if reports or time.monotonic() >= deadline:
                 return reports
             time.sleep(POLL_SECONDS)
@@ -107,12 +111,23 @@ class LocalExecutor:
         return notices
 
     def cancel(self, run_id: str) -> None:
+        self._waiting = [waiting for waiting in self._waiting if waiting != run_id]
         for slot in self._slots:
             if slot.run_id == run_id:
                 self._stop([slot])
 
     def close(self) -> None:
+        self._waiting.clear()
         self._stop(self._slots)
+
+    def _fill_slots(self) -> None:
+        """Start what waits, as far as there are slots; what has its answer already only takes one until it is told."""
+        for slot in self._slots:
+            if slot.run_id is None and self._waiting:
+                slot.run_id = self._waiting.pop(0)
+                if not self._store.exists(keys.answer(slot.run_id)):
+                    self._hand_over(slot, slot.run_id)
+                    self._notices.append(Notice(run_id=slot.run_id))
 
     def _report_of(self, slot: _Slot) -> Report | None:
         if slot.run_id is None:
@@ -123,8 +138,12 @@ class LocalExecutor:
         slot.looked_at = time.monotonic()
         if self._store.exists(keys.answer(slot.run_id)):
             report = Report(run_id=slot.run_id)
+        elif ended == RunOutOfMemoryError.exit_code:
+            self._hand_over(slot, slot.run_id)  # it left after it had answered the run before, and never saw this one
+            return None
         elif ended is not None:
-            report = Report(run_id=slot.run_id, lost=self._describe_exit(slot, ended), cause=LossCause.CRASH)
+            why, cause = self._describe_exit(slot, ended)
+            report = Report(run_id=slot.run_id, lost=why, cause=cause)
         else:
             return None
         slot.run_id = None
@@ -146,6 +165,7 @@ class LocalExecutor:
         log.parent.mkdir(parents=True, exist_ok=True)
         last_words.unlink(missing_ok=True)
         _release(slot)
+        slot.kills_before = memory_kills()
         slot.log = log.open("ab")
         inherited = () if self._inherited_lock is None else (self._inherited_lock,)
         metrics = ("--metrics-file", str(self._file(slot, "prom"))) if self._metrics else ()
@@ -169,14 +189,17 @@ class LocalExecutor:
         """Return where a slot's workers leave their log, metrics or last words."""
         return workers_folder(self._location) / f"worker-{slot.number}.{kind}"
 
-    def _describe_exit(self, slot: _Slot, code: int) -> str:
-        """Return why a run is lost whose worker has ended."""
+    def _describe_exit(self, slot: _Slot, code: int) -> tuple[str, LossCause]:
+        """Return why a run is lost whose worker has ended, in words and by its kind."""
         if code >= 0:
             last_words = self._file(slot, "last-words")
-            return left_without_answer(code, last_words.read_text().strip() if last_words.is_file() else "")
-        name = signal.Signals(-code).name
-        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-        return f"its worker was ended by {name}{hint}"
+            words = last_words.read_text().strip() if last_words.is_file() else ""
+            return left_without_answer(code, words), LossCause.CRASH
+        why = f"its worker was ended by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL and memory_kills() > slot.kills_before:
+            advice = "fewer parallel runs (execution.max_parallel_runs), or a lower execution.memory_gib"
+            return f"{why}: the machine ran out of memory; {advice}", LossCause.OUT_OF_MEMORY
+        return why, LossCause.CRASH
 
     def _environment(self, slot: _Slot) -> dict[str, str]:
         threads = str(self._threads)

@@ -22,6 +22,9 @@ PATIENCE_SECONDS = 20.0
 """For nvidia-smi, which wakes every GPU first."""
 
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
 class Gpu(Record):
     """One CUDA device."""
 
@@ -57,10 +60,17 @@ def detect_machine() -> Machine:
     those that CUDA_VISIBLE_DEVICES names, if it is set.
     """
     return Machine(
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=_cores(),
         memory_bytes=_memory_bytes(),
         gpus=_gpus(),
     )
+
+
+def memory_kills() -> int:
+    """Return how many processes the kernel has ended for lack of memory since it was started; 0 if it does not say."""
+    file = Path("/proc/vmstat")
+    counts = dict(line.split() for line in file.read_text().splitlines()) if file.is_file() else {}
+    return int(counts.get("oom_kill", 0))
 
 
 def refuse_unusable(execution: ExecutionSpec) -> None:
@@ -79,11 +89,25 @@ def refuse_unusable(execution: ExecutionSpec) -> None:
         raise SpecError((answer.stderr.splitlines() or [f"torch does not start ({answer.returncode})"])[-1])
 
 
+def _cores() -> int:
+    """Return the cores of this process's affinity, or fewer where its control group has a quota (docker's --cpus)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _control_group("cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit():
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
 def _memory_bytes() -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text)) if text.isdigit() else total
+    limit = _control_group("memory.max")
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _control_group(name: str) -> str:
+    """Return a setting of this container's control group (version 2); empty where there is none."""
+    file = CONTROL_GROUP / name
+    return file.read_text().strip() if file.is_file() else ""
 
 
 def _gpus() -> tuple[Gpu, ...]:

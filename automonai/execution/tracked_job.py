@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.domain.run import LossCause
 from automonai.errors import ClusterError
-from automonai.execution.cluster_api import FORBIDDEN, WatchEvent
+from automonai.execution.cluster_api import FORBIDDEN, STARTING_SECONDS, WatchEvent
 from automonai.execution.cluster_objects import Change, Job, Pod
 from automonai.execution.endings import (
     LEAVING_SECONDS,
@@ -59,6 +59,7 @@ class TrackedJob:
     """Set once it is lost; it is reported when no pod of it can write any more."""
     sighting: Sighting = field(default_factory=Sighting)
     _failures: int = 0
+    _refused_since: float | None = None
     """Of requests to the API in a row."""
     _refusal: str = ""
     """The quota's words when its Job was refused last."""
@@ -101,7 +102,14 @@ class TrackedJob:
 
     def made(self, uid: str) -> None:
         """Take note that its Job is there."""
-        self.uid, self._failures = uid, 0
+        self.uid, self._failures, self._refused_since = uid, 0, None
+
+    def may_be_refused(self, now: float, error: ClusterError) -> bool:
+        """Whether a refusal may only mean that the API server has just been started; if it lasts, it does not."""
+        if not error.is_refusal:
+            return False
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        return now - self._refused_since < STARTING_SECONDS
 
     def put_off(self, now: float, error: ClusterError | None = None) -> None:
         """Take note that a request to the API has to wait; each further one in a row for longer."""

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from automonai.domain.records import Record
 from automonai.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, UserError
-from automonai.storage.local import check_key, sha256_of, write_whole
+from automonai.storage.local import UNFINISHED, check_key, sha256_of, write_whole
 from automonai.storage.opening import gib_from_environment, open_store
 from automonai.storage.store import Store
 
@@ -241,6 +241,8 @@ def _fetch(entry: _Entry, store: Store) -> None:
 
     for _ in _concurrently(fetch, entry.manifest.files):
         pass
+    for remains in entry.place.rglob(f"{UNFINISHED}*"):  # of a process that was killed: nobody counts or removes them
+        remains.unlink()
     entry.place.rename(entry.folder)
 
 

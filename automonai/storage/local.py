@@ -12,6 +12,9 @@ from typing import BinaryIO
 
 from automonai.errors import ObjectNotFoundError
 
+UNFINISHED = ".writing-"
+"""What the names of files begin with until they are whole."""
+
 
 class LocalStore:
     """Objects as files below `root`; written beside their place, synced, then renamed."""
@@ -87,7 +90,7 @@ def sha256_of(path: Path) -> str:
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file that is there whole or not at all, and survives a crash of the machine once this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             write(stream)

@@ -376,7 +376,8 @@ class S3Store:
         bucket, endpoint = self.location.bucket, self._settings.endpoint
         where = f"cannot {what} in bucket '{bucket}' at {endpoint}"
         if isinstance(error, _NoIdentityError):
-            return StoreAccessError(f"{where}: {error}")
+            kind = StoreUnavailableError if error.is_transient else StoreAccessError
+            return kind(f"{where}: {error}")
         if self._transient(error):
             why = "the server answers with errors" if isinstance(error, MinioException) else "it does not answer"
             return StoreUnavailableError(
@@ -434,10 +435,12 @@ class _EnvironmentIdentity(Provider):
 
     def retrieve(self) -> Credentials:
         try:
-            return self._provider.retrieve()
+            found = self._provider.retrieve()
         except (ValueError, KeyError, OSError, HTTPError, MinioException) as error:
             # Neither chained nor quoted: the texts of these errors hold the token.
             raise _NoIdentityError(self._advice(type(error).__name__), is_transient=self._has_identity) from None
+        self._has_identity = True  # what has given keys once is there, an instance's role included, and may be away
+        return found
 
     def _advice(self, kind: str) -> str:
         if self._has_identity:

@@ -26,3 +26,6 @@ for line in sys.stdin:
     temporary = target.with_name(".result")
     temporary.write_text(json.dumps({"run_id": run_id, "state": "complete", "loss": 0.5}))
     temporary.replace(target)
+    if trial == 66:
+        time.sleep(0.3)  # in which the next id comes
+        sys.exit(66)

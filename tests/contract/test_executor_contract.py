@@ -153,6 +153,17 @@ def test_slots_are_taken_by_submit_and_freed_by_the_report(make: Make) -> None:
     assert executor.free_slots() == 2
 
 
+def test_requests_beyond_the_slots_are_done_as_well(make: Make) -> None:
+    executor = make()
+    wanted = {request(trial).run_id for trial in range(1, 6)}
+    for trial in range(1, 6):
+        executor.submit(request(trial))
+    assert executor.free_slots() == 0
+    assert {report.run_id for report in ends(executor, 5)} == wanted
+    assert {notice.run_id for notice in executor.notices()} == wanted
+    assert executor.free_slots() == 2
+
+
 def test_submitting_a_running_request_again_starts_nothing(make: Make) -> None:
     executor = make()
     executor.submit(request(1))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import studies
 
-from automonai import api, single_training, worker
+from automonai import api, single_training, starting, worker
 from automonai.domain.configuration import Configuration
 from automonai.domain.dataset import Split
 from automonai.domain.events import Event, SpecChanged, StudyEnded
-from automonai.domain.request import StudyData, TrainRequest
+from automonai.domain.request import EnsembleResult, StudyData, TrainRequest
 from automonai.domain.run import Result, RunState
 from automonai.errors import SpecError, StopRequestedError
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, TrainingSpec
@@ -49,7 +49,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         update = {"split": division, "training": training, "execution": execution or ExecutionSpec()}
         return data.model_copy(update={"dataset": data.dataset.model_copy(update={"root": root}), **update})
 
-    monkeypatch.setattr(api, "prepare_data", prepare)
+    monkeypatch.setattr(starting, "prepare_data", prepare)
     monkeypatch.setattr(single_training, "prepare_data", prepare)
     return datasets
 
@@ -67,15 +67,15 @@ def with_execution(spec: StudySpec, execution: ExecutionSpec) -> StudySpec:
 
 def test_a_study_knows_how_many_folds_its_own_division_has() -> None:
     spec = studies.make_spec().model_copy(update={"split": SplitSpec(file="split.json")})
-    study, data = api.begin(spec, store := MemoryStore(), Journal(store))
+    study, data = starting.begin(spec, store := MemoryStore(), Journal(store))
     assert study.folds == len(data.split.folds) == 3
-    assert api.begin(spec, store, Journal(store))[0].folds == 3
+    assert starting.begin(spec, store, Journal(store))[0].folds == 3
 
 
 def test_another_execution_reaches_the_workers_of_a_study_that_goes_on() -> None:
     store, spec = MemoryStore(), studies.make_spec()
-    api.begin(spec, store, Journal(store))
-    study, data = api.begin(with_execution(spec, CPU), store, Journal(store))
+    starting.begin(spec, store, Journal(store))
+    study, data = starting.begin(with_execution(spec, CPU), store, Journal(store))
     assert study.spec.execution == data.execution == data_of(store).execution == CPU
     assert isinstance(Journal(store).read()[-1], SpecChanged)
 
@@ -86,7 +86,7 @@ def test_a_change_of_execution_that_was_cut_short_is_completed_or_taken_back_by_
 ) -> None:
     store, old = MemoryStore(), studies.make_spec()
     new = with_execution(old, CPU)
-    api.begin(old, store, Journal(store))
+    starting.begin(old, store, Journal(store))
 
     def killed(self: Journal, event: Event) -> None:
         raise KeyboardInterrupt
@@ -94,17 +94,64 @@ def test_a_change_of_execution_that_was_cut_short_is_completed_or_taken_back_by_
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "append", killed)
         with pytest.raises(KeyboardInterrupt):
-            api.begin(new, store, Journal(store))
+            starting.begin(new, store, Journal(store))
     spec = old if is_old else new
-    study, data = api.begin(spec, store, Journal(store))
+    study, data = starting.begin(spec, store, Journal(store))
     assert study.spec.execution == data.execution == data_of(store).execution == spec.execution
+
+
+@pytest.mark.parametrize("rungs", [{"max_epochs": 27}, {"min_epochs": 3}, {"eta": 2}])
+def test_the_rungs_of_a_started_study_stay(rungs: dict[str, int]) -> None:
+    store, spec = MemoryStore(), studies.make_spec()
+    starting.begin(spec, store, Journal(store))
+    other = spec.model_copy(update={"budget": spec.budget.model_copy(update=rungs)})
+    for begin in (lambda: starting.begin(other, store, Journal(store)), lambda: starting.begin_if_new(other, store)):
+        with pytest.raises(SpecError, match=rf"another 'budget.{next(iter(rungs))}' \(\d+, now \d+\)"):
+            begin()
+    more = spec.model_copy(update={"budget": spec.budget.model_copy(update={"iterations": 7})})
+    assert starting.begin(more, store, Journal(store))[0].spec.budget.iterations == 7
+
+
+def test_whoever_does_not_hold_a_study_only_starts_one_that_is_new(prepared: list[str]) -> None:
+    store, spec = MemoryStore(), studies.make_spec()
+    starting.begin_if_new(spec, store)
+    started = {key: store.get(key) for key in store.list()}
+    starting.begin_if_new(with_execution(spec, CPU), store)
+    assert {key: store.get(key) for key in store.list()} == started
+    assert len(prepared) == 1
+
+
+def test_a_study_that_somebody_starts_while_its_dataset_is_checked_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, spec = MemoryStore(), studies.make_spec()
+    prepare = starting.prepare_data
+
+    def slowly(*arguments: Any, **options: Any) -> StudyData:
+        monkeypatch.setattr(starting, "prepare_data", prepare)
+        starting.begin(with_execution(spec, CPU), store, Journal(store))
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(starting, "prepare_data", slowly)
+    starting.begin_if_new(spec, store)
+    assert len(Journal(store).read()) == 1
+    assert data_of(store).execution == CPU
+
+
+def test_a_study_does_not_take_results_of_something_else_for_its_own(prepared: list[str]) -> None:
+    store, spec = MemoryStore(), studies.make_spec()
+    store.put(keys.result("refit-0000-fold-0"), b"{}")
+    with pytest.raises(SpecError, match=r"no journal, but holds runs/refit-0000-fold-0/result.json"):
+        starting.begin(spec, store, Journal(store))
+    assert not prepared
+    assert list(store.list()) == [keys.result("refit-0000-fold-0")]
 
 
 def test_a_study_that_is_over_keeps_its_execution() -> None:
     store, spec = MemoryStore(), studies.make_spec()
-    api.begin(spec, store, Journal(store))
+    starting.begin(spec, store, Journal(store))
     Journal(store).append(StudyEnded(at=9.0, succeeded=True, why="done"))
-    study, data = api.begin(with_execution(spec, CPU), store, Journal(store))
+    study, data = starting.begin(with_execution(spec, CPU), store, Journal(store))
     assert study.spec == spec
     assert data.execution == data_of(store).execution == spec.execution
 
@@ -149,8 +196,15 @@ class Trainer:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
-        loss = 0.2 if answer is RunState.COMPLETE else None
-        return Result(run_id=request.run_id, state=answer, loss=loss, epochs=request.run.budget_epochs), 0
+        is_complete = answer is RunState.COMPLETE
+        result = Result(
+            run_id=request.run_id,
+            state=answer,
+            loss=0.2 if is_complete else None,
+            epochs=request.run.budget_epochs,
+            checkpoint=keys.checkpoint_manifest(request.run_id) if is_complete else None,
+        )
+        return result, 0
 
 
 @pytest.fixture
@@ -211,9 +265,40 @@ def test_another_fold_of_the_same_training_may_stand_beside_it(train: Callable[.
     assert [train().run_id, train(fold=1).run_id] == ["refit-0000-fold-0", "refit-0000-fold-1"]
 
 
+def test_all_complete_folds_of_a_training_are_the_ensemble_that_predict_takes(
+    train: Callable[..., Result], trainer: Trainer, tmp_path: Path
+) -> None:
+    def members() -> dict[str, float]:
+        ensemble = EnsembleResult.model_validate_json(LocalStore(tmp_path / "out").get(keys.ENSEMBLE))
+        return {member.checkpoint: member.weight for member in ensemble.members}
+
+    folds = [keys.checkpoint_manifest(f"refit-0000-fold-{fold}") for fold in range(4)]
+    train(fold=2)
+    assert members() == {folds[2]: 1.0}
+    train(fold=0)
+    assert members() == {folds[0]: 0.5, folds[2]: 0.5}
+    trainer.answers = [RunState.FAILED, RunState.COMPLETE]
+    train(fold=1)
+    assert members() == {folds[0]: 0.5, folds[2]: 0.5}
+    train(fold=1)
+    assert members() == pytest.approx(dict.fromkeys(folds[:3], 1 / 3))
+
+
+def test_a_fold_that_was_interrupted_is_no_member(
+    train: Callable[..., Result], trainer: Trainer, tmp_path: Path
+) -> None:
+    trainer.answers = [StopRequestedError("asked to leave")]
+    with pytest.raises(StopRequestedError):
+        train(fold=3)
+    trainer.answers = [RunState.COMPLETE]
+    train()
+    ensemble = EnsembleResult.model_validate_json(LocalStore(tmp_path / "out").get(keys.ENSEMBLE))
+    assert [(member.fold, member.weight) for member in ensemble.members] == [(0, 1.0)]
+
+
 def test_a_folder_that_holds_a_study_is_refused(train: Callable[..., Result], tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "out")
-    api.begin(studies.make_spec(), store, Journal(store))
+    starting.begin(studies.make_spec(), store, Journal(store))
     with pytest.raises(SpecError, match="holds a study"):
         train()
 

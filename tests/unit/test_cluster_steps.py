@@ -21,7 +21,7 @@ from fake_cluster import FakeCluster
 from scraping import free_port, scrape, value
 from studies import choose, make_data, train
 
-from automonai import api, cluster_steps
+from automonai import cluster_steps, starting
 from automonai.cluster_steps import Surroundings
 from automonai.domain.events import Event, StudyStarted
 from automonai.domain.progress import runs_done_and_planned
@@ -415,21 +415,28 @@ def test_a_running_pods_log_comes_from_the_cluster(bench: Bench, monkeypatch: py
     monkeypatch.setattr(cluster_steps, "open_store", lambda location: bench.store)
     run_id = "trial-0000-epochs-0001-fold-0"
     labels = {"app.kubernetes.io/part-of": "automonai", "automonai/study": "brain", "automonai/run": run_id}
-    bench.cluster.put("pods", {"metadata": {"name": "pod", "labels": labels}})
-    bench.cluster.logs["pod"] = "epoch 0\n"
-    assert cluster_steps.logs("s3://b/studies/brain", run_id, api=bench.cluster.api()) == "epoch 0\n"
+    bench.store.put(keys.log(run_id), b"of a pod that was evicted\n")
+    for name, phase, second in (("newest", "Pending", 3), ("a-second", "Running", 2), ("first", "Failed", 1)):
+        metadata = {"name": name, "labels": labels, "creationTimestamp": f"2026-01-01T00:00:0{second}Z"}
+        bench.cluster.put("pods", {"metadata": metadata, "status": {"phase": phase}})
+        bench.cluster.logs[name] = f"of pod {name}\n"
+    assert cluster_steps.logs("s3://b/studies/brain", run_id, api=bench.cluster.api()) == "of pod a-second\n"
+    bench.store.put(keys.result(run_id), b"{}")
+    assert cluster_steps.logs("s3://b/studies/brain", run_id, api=bench.cluster.api()) == "of a pod that was evicted\n"
     with pytest.raises(UserError, match="automonai runs"):
         cluster_steps.logs("s3://b/studies/brain", "nothing", api=bench.cluster.api())
 
 
-def test_the_first_step_writes_the_study_and_takes_it_up_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "prepare_data", lambda dataset, **options: make_data(study_spec(bench.parameters, "x")))
+def test_the_first_step_writes_a_new_study_and_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        starting, "prepare_data", lambda dataset, **options: make_data(study_spec(bench.parameters, "x"))
+    )
     cluster_steps.check(bench.parameters, surroundings=bench.here)
     cluster_steps.check(bench.parameters, surroundings=bench.here)
     assert len(Journal(bench.store).read()) == 1
     more = bench.parameters.model_copy(update={"parallel_runs": "3"})
     assert cluster_steps.check(more, surroundings=bench.here).execution.max_parallel_runs == 3
-    assert bench.study().spec.execution.max_parallel_runs == 3
+    assert len(Journal(bench.store).read()) == 1, "a started study's journal is its controller's, who may be at work"
     other = bench.parameters.model_copy(update={"sampler": "bohb"})
     with pytest.raises(SpecError, match="another 'search'"):
         cluster_steps.check(other, surroundings=bench.here)

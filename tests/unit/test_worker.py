@@ -102,6 +102,21 @@ def test_a_fault_that_is_not_the_runs_ends_the_worker_with_1_and_a_line_that_nam
     assert last_words.count("\n") == 0
 
 
+def test_a_run_that_fails_has_trained_the_epochs_that_it_came_to_the_end_of(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import automonai.learning.training
+
+    def train_run(request: TrainRequest, data: object, *, meter: Meter, **options: object) -> Result:
+        for epoch in (4, 4, 5, 6, 6):  # it went on from a lower rung's three
+            meter.stepped(Tally(), epoch=epoch, loss=0.5)
+        raise NonFiniteLossError("loss became nan")
+
+    monkeypatch.setattr(automonai.learning.training, "train_run", train_run)
+    assert serve(store) == NonFiniteLossError.exit_code
+    assert Result.model_validate_json(store.get(keys.result(REQUEST.run_id))).epochs == 2
+
+
 def test_a_run_that_has_its_result_is_not_trained_again(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = patch_training(monkeypatch, None)
     serve(store)

@@ -4,10 +4,10 @@ import pytest
 from studies import Bench, make_spec
 
 from automonai.domain.configuration import Configuration
-from automonai.domain.decisions import OVERTIME, most_seconds_per_epoch
+from automonai.domain.decisions import HOPELESS, OVERTIME, most_seconds_per_epoch
 from automonai.domain.events import RunFinished, RunLost, RunQueued, SessionStarted, StudyStarted, TrialProposed
 from automonai.domain.request import TrainRequest, request_adapter
-from automonai.domain.run import LossCause, Origin, Purpose, Result, Run, RunState, Trial
+from automonai.domain.run import FailureReason, LossCause, Origin, Purpose, Result, Run, RunState, Trial
 from automonai.domain.study import Study
 from automonai.storage import keys
 
@@ -79,3 +79,13 @@ def test_every_request_of_a_study_has_its_cap() -> None:
     for request in requests[1:]:
         assert isinstance(request, TrainRequest)
         assert request.max_seconds_per_epoch == most_seconds_per_epoch(study, request.run)
+
+
+def test_a_search_in_which_everything_fails_ends_although_it_costs_no_epochs() -> None:
+    bench = Bench(make_spec(epochs=1000))
+    failed = Result(run_id="any", state=RunState.FAILED, reason=FailureReason.TOO_SLOW)
+    study = bench.run(executor=bench.executor(train=lambda _: failed))
+    assert study.search_ended is not None
+    assert study.search_ended.why == f"the first {HOPELESS} runs all failed"
+    assert study.ended is not None
+    assert not study.ended.succeeded

@@ -65,6 +65,15 @@ def manifest(template: JobTemplate, owner: WorkflowOwner | None = OWNER) -> dict
     return job_manifest(request(), template, study=STUDY, owner=owner)
 
 
+@pytest.mark.parametrize(("gpus", "hidden"), [(0, True), (1, False), (4, False)])
+def test_a_run_that_asks_for_no_gpu_sees_none(gpus: int, hidden: bool) -> None:
+    made = manifest(FULL.model_copy(update={"gpus_per_run": gpus}))
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert ("NVIDIA_VISIBLE_DEVICES" in environment) is hidden
+    assert (environment.get("CUDA_VISIBLE_DEVICES") == "") is hidden
+
+
 @pytest.mark.parametrize(("name", "template"), [("full", FULL), ("least", JobTemplate(image="trainer:1"))])
 def test_a_job_is_the_golden_file(name: str, template: JobTemplate) -> None:
     path = GOLDEN / f"job-{name}.yaml"

@@ -15,6 +15,7 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Result, Run, RunState
 from automonai.errors import ClusterError
+from automonai.execution.cluster_api import STARTING_SECONDS
 from automonai.execution.executor import Notice, Report
 from automonai.execution.jobs import JobTemplate, StudyHandle, WorkflowOwner
 from automonai.execution.kubernetes import KubernetesExecutor
@@ -279,10 +280,24 @@ def test_kueue_may_hold_a_job_back_for_as_long_as_it_likes(bench: Bench) -> None
     assert settle(executor) == []
 
 
-def test_a_refusal_that_waiting_cannot_mend_is_raised(bench: Bench) -> None:
-    bench.cluster.refuse_jobs = (403, "User system:serviceaccount:x cannot create resource jobs")
-    with pytest.raises(ClusterError, match="cannot create resource jobs"):
-        bench.executor().submit(request())
+@pytest.mark.parametrize(
+    "refusal", [(401, "Unauthorized"), (403, "User system:serviceaccount:x cannot create resource jobs")]
+)
+def test_a_refusal_is_raised_unless_it_passes_as_one_of_an_api_server_that_starts(
+    bench: Bench, refusal: tuple[int, str]
+) -> None:
+    executor = bench.executor()
+    bench.cluster.refuse_jobs = refusal
+    executor.submit(request(1))
+    assert settle(executor) == []
+    bench.cluster.refuse_jobs, bench.clock.now = None, 30
+    settle(executor)
+    assert len(bench.cluster.objects["jobs"]) == 1
+    bench.cluster.refuse_jobs = refusal
+    executor.submit(request(2))
+    bench.clock.now = 30 + STARTING_SECONDS
+    with pytest.raises(ClusterError, match=refusal[1]):
+        settle(executor)
 
 
 def test_a_job_that_somebody_deletes_is_lost(bench: Bench) -> None:

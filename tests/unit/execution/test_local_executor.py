@@ -1,9 +1,12 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
-from automonai.domain.run import Run
+from automonai.domain.run import LossCause, Run
+from automonai.execution import local
 from automonai.execution.local import LocalExecutor
 
 ECHO = Path(__file__).parents[2] / "contract" / "echo_worker.py"
@@ -19,6 +22,33 @@ def test_a_worker_is_kept_warm_between_runs(tmp_path: Path) -> None:
         processes.add(executor._slots[0].process.pid)
     executor.close()
     assert len(processes) == 1
+
+
+def test_a_run_that_is_handed_to_a_worker_that_leaves_for_its_leaked_memory_is_not_lost(tmp_path: Path) -> None:
+    executor = LocalExecutor(tmp_path, slots=1, threads=1, cache_folder=tmp_path, command=(sys.executable, str(ECHO)))
+    lost = {}
+    for trial in (66, 1):
+        run = Run(trial=trial, budget_epochs=1)
+        executor.submit(TrainRequest(run=run, configuration=Configuration(), seed=0))
+        lost |= {report.run_id: report.lost for report in executor.poll(10.0)}
+    executor.close()
+    assert set(lost.values()) == {None}
+    assert len(lost) == 2
+
+
+@pytest.mark.parametrize(("kills", "cause"), [((3, 3), LossCause.CRASH), ((3, 4), LossCause.OUT_OF_MEMORY)])
+def test_a_worker_that_the_kernel_ended_for_lack_of_memory_is_told_from_one_that_somebody_killed(
+    kills: tuple[int, int], cause: LossCause, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter(kills)
+    monkeypatch.setattr(local, "memory_kills", lambda: next(counts))
+    executor = LocalExecutor(tmp_path, slots=1, threads=1, cache_folder=tmp_path, command=(sys.executable, str(ECHO)))
+    run = Run(trial=13, budget_epochs=1)
+    executor.submit(TrainRequest(run=run, configuration=Configuration(), seed=0))
+    (report,) = executor.poll(10.0)
+    executor.close()
+    assert report.cause is cause
+    assert "SIGKILL" in (report.lost or "")
 
 
 def test_each_slot_gets_its_gpu_and_its_threads(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from minio.minioadmin import MinioAdmin
 from minio_server import ACCESS_KEY, BUCKET, SECRET_KEY, MinioServer
 
 from automonai.errors import (
-    AutoMonaiError,
     CorruptObjectError,
     ObjectNotFoundError,
     StorageError,
     StoreAccessError,
+    StoreUnavailableError,
 )
 from automonai.storage.retrying import Retrying
 from automonai.storage.s3 import PART_BYTES, S3Location, S3Settings, S3Store
@@ -369,7 +369,7 @@ def test_a_refused_web_identity_does_not_show_its_token(
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/test")
     settings = S3Settings(endpoint="http://127.0.0.1:1", sts_endpoint=answering[0])
     retrying = Retrying(patience_seconds=0.0, least_tries=2, sleep=lambda seconds: None)
-    with pytest.raises(AutoMonaiError, match="identity was not accepted") as caught:
+    with pytest.raises(StoreUnavailableError, match="identity was not accepted") as caught:
         S3Store(S3Location("abc"), settings, retrying=retrying).get("a")
     assert "the-token" not in told(caught.value) + caplog.text
 

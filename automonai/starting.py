@@ -1,0 +1,159 @@
+"""How a study begins and is taken up: what its journal and its workers' data say before anything runs."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import time
+
+import yaml
+
+from automonai.domain.events import SpecChanged, StudyStarted
+from automonai.domain.request import StudyData
+from automonai.domain.study import Study
+from automonai.errors import SpecError, StudyNotFoundError
+from automonai.preparing import cache_folder_of, prepare_data
+from automonai.spec import StudySpec
+from automonai.storage import keys
+from automonai.storage.journal import Journal
+from automonai.storage.opening import join_location
+from automonai.storage.store import Store
+
+
+def replay(journal: Journal, place: str | Path) -> Study:
+    """Return a study as its journal tells it.
+
+    Raises:
+        StudyNotFoundError: If the journal is empty; names the place.
+    """
+    events = journal.read()
+    if not events:
+        raise StudyNotFoundError(
+            f"{place}: there is no study; name the place <store>/<study name> where 'automonai search' has put it"
+        )
+    return Study.replay(events)
+
+
+def begin(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
+    """Start a study, or take it up if its journal has events; nothing is run yet. For whoever holds the study.
+
+    Raises:
+        UserError: If spec or dataset are faulty, a started study's spec differs, or what is there is no study.
+    """
+    if journal.read():
+        return take_up(spec, store, journal)
+    return _start(spec, _prepared(spec, store), store, journal)
+
+
+def begin_if_new(spec: StudySpec, store: Store) -> None:
+    """Start a study that is not there yet; of one that is, only see whether it may go on by this spec.
+
+    For whoever does not hold the study: a started one's journal is its controller's alone, who may be at work.
+
+    Raises:
+        UserError: As `begin`.
+    """
+    journal = Journal(store)
+    if not journal.read():
+        data = _prepared(spec, store)
+        if not journal.read():  # to check a dataset takes minutes, in which another may have started the study
+            _start(spec, data, store, journal)
+            return
+    _refuse_another(spec, Study.replay(journal.read()))
+
+
+def _prepared(spec: StudySpec, store: Store) -> StudyData:
+    """Return a new study's data, once its dataset is checked.
+
+    Raises:
+        UserError: If the dataset or its division are faulty, or there are runs, whose results the study would take for
+            its own.
+    """
+    other = next(iter(store.list(keys.RUNS)), None)
+    if other is not None:
+        raise SpecError(
+            f"study {spec.name}: {join_location(spec.store, spec.name)} has no journal, but holds {other} of a single"
+            " training, or of a study whose journal is gone; give this study another name, or move that away"
+        )
+    return prepare_data(
+        spec.dataset,
+        split=spec.split,
+        training=spec.training,
+        execution=spec.execution,
+        cache_folder=cache_folder_of(spec.store),
+    )
+
+
+def _start(spec: StudySpec, data: StudyData, store: Store, journal: Journal) -> tuple[Study, StudyData]:
+    """Write what all workers share, then the event that makes it a study."""
+    store.put(keys.DATA, data.model_dump_json(indent=1).encode())
+    store.put(keys.SPLIT, data.split.model_dump_json(indent=1).encode())
+    store.put(keys.SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
+    started = StudyStarted(at=time(), spec=spec, software=_software(), folds=len(data.split.folds))
+    journal.append(started)
+    return Study.replay([started]), data
+
+
+def take_up(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
+    """Replay a started study; limits of the budget, execution and refit may have changed since, nothing else.
+
+    For whoever holds the study. Workers read the execution's settings in the data. They are written before the event:
+    whatever ends this call in between, the next one writes the rest.
+
+    Raises:
+        StudyNotFoundError: If there is no study.
+        SpecError: If something else has changed.
+    """
+    study = replay(journal, join_location(spec.store, spec.name))
+    data = StudyData.model_validate_json(store.get(keys.DATA))
+    if study.is_over:
+        return study, data
+    _refuse_another(spec, study)
+    if data.execution != spec.execution:
+        data = data.model_copy(update={"execution": spec.execution})
+        store.put(keys.DATA, data.model_dump_json(indent=1).encode())
+    if spec != study.spec:
+        changed = SpecChanged(at=study.last_event_at, spec=spec)
+        journal.append(changed)
+        study.apply(changed)
+    return study, data
+
+
+def _refuse_another(spec: StudySpec, study: Study) -> None:
+    """Refuse a spec by which a started study cannot go on: its results would not compare, or its rungs would move."""
+    if study.is_over:
+        return
+    ladder = ("min_epochs", "max_epochs", "eta")
+    changes = [
+        (f"budget.{name}", f"{getattr(study.spec.budget, name)}, now {getattr(spec.budget, name)}")
+        for name in ladder
+        if getattr(study.spec.budget, name) != getattr(spec.budget, name)
+    ]
+    for section in ("dataset", "split", "search", "training"):
+        before, now = getattr(study.spec, section), getattr(spec, section)
+        if before != now:
+            changes.append((section, _difference(before, now)))
+    if changes:
+        name, difference = changes[0]
+        raise SpecError(
+            f"study {spec.name} was started with another '{name}' ({difference});"
+            f" give this one another name, or restore the setting"
+        )
+
+
+def _difference(before: object, now: object) -> str:
+    if isinstance(before, str):
+        return f"{before}, now {now}"
+    old, new = before.model_dump(), now.model_dump()  # type: ignore[attr-defined]
+    return "; ".join(f"{key}: {old[key]!r}, now {new[key]!r}" for key in old if old[key] != new[key])
+
+
+def _software() -> dict[str, str]:
+    names = ("automonai", "torch", "monai", "hpbandster", "ConfigSpace", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
