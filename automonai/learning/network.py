@@ -144,8 +144,19 @@ class _NormActivation(nn.Module):
                 Tensor,
                 _ChannelsLastNorm.apply(x.contiguous(memory_format=layout), norm.weight, norm.bias, norm.eps),
             )
-        normal = torch.instance_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, True)
-        return nn.functional.leaky_relu(normal, _SLOPE, inplace=True)
+        return _normed_and_activated(x, norm)
+
+
+def _normed_and_activated(x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
+    """Do as torch's instance norm does, but activate in place before its result becomes a view.
+
+    In place on a view, autograd would copy every gradient twice more.
+    """
+    samples = x.shape[0]
+    of_samples = x.contiguous().view(1, samples * x.shape[1], *x.shape[2:])
+    weight, bias = norm.weight.repeat(samples), norm.bias.repeat(samples)
+    normal = torch.batch_norm(of_samples, weight, bias, None, None, True, 0.0, norm.eps, True)
+    return nn.functional.leaky_relu(normal, _SLOPE, inplace=True).view(x.shape)
 
 
 class _Saved(FunctionCtx):

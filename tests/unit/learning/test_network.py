@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets import UNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from automonai.domain.plan import NetworkPlan, _features, parameter_count
-from automonai.learning.network import _channels_last, _ChannelsLastNorm, build_network, place
+from automonai.learning.network import _channels_last, _ChannelsLastNorm, _normed_and_activated, build_network, place
 
 
 def plan(**changes: object) -> NetworkPlan:
@@ -153,3 +153,25 @@ def test_a_new_network_expects_background(dims: int, units: int) -> None:
     network = build_network(plan(spatial_dims=dims, residual_units=units), slice_axis=2)
     shares = network(torch.randn(1, 1, 16, 16, 16)).softmax(1).mean((0, 2, 3, 4))
     assert shares[0] > 0.8
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 9, 10, 11), (3, 8, 7, 6), (1, 8, 1, 1, 1)])
+def test_the_norm_that_activates_in_place_is_torchs_bit_for_bit(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm3d(8, affine=True)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, gradient = torch.randn(shape), torch.randn(shape)
+
+    def of_torch(x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
+        normal = torch.instance_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, True)
+        return nn.functional.leaky_relu(normal, 0.01)
+
+    found = []
+    for compute in (of_torch, _normed_and_activated):
+        norm.zero_grad()
+        own = x.clone().requires_grad_()
+        out = compute(own, norm)
+        out.backward(gradient)
+        found.append([out.detach(), own.grad, *(weight.grad for weight in norm.parameters())])
+    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
