@@ -407,3 +407,13 @@ def test_a_study_that_is_over_stays_as_it_is() -> None:
 def test_a_spec_survives_its_own_json() -> None:
     spec = make_spec(iterations=1)
     assert StudySpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_what_went_before_the_first_decision_is_part_of_the_budgets_time() -> None:
+    epochs = []
+    for ago in (0.0, 150.0):
+        bench = Bench(make_spec(time=400, refit_share=0.5))
+        study = bench.run(began=bench.clock() - ago)
+        epochs.append(study.epochs_spent)
+        assert study.elapsed_seconds(bench.clock()) == pytest.approx(400, rel=0.2)
+    assert epochs[1] < 0.5 * epochs[0]
