@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from automonai.domain.bracket import Bracket, promoted
 from automonai.domain.run import Purpose, Run, RunState
 from automonai.domain.study import Phase, Study
+from automonai.spec import SamplerName
 
 HOPELESS = 50
-"""So many failed runs without one that completed end the search: they cost no epochs, so a budget would not."""
+"""So many failed runs without one that completed end the search: they cost no epochs, so a budget would not. A grid
+has an end of its own."""
 OVERTIME = 1.25
 """A run's first steps may foretell so much more time than its search has left: they are few, and noisy."""
 
@@ -154,7 +156,8 @@ def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
 
 def _next_in_search(study: Study, now: float) -> Action:
     refused = ""
-    if study.incumbent is None and len(study.finished) >= HOPELESS:
+    is_endless = study.spec.search.sampler is not SamplerName.GRID
+    if is_endless and study.incumbent is None and len(study.finished) >= HOPELESS:
         return Wait() if study.open_runs else EndSearch(f"the first {len(study.finished)} runs all failed")
     for action in _candidates(study):
         why = _why_not(study, action, now)
