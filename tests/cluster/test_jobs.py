@@ -15,8 +15,8 @@ from automonai.domain.run import LossCause, Result, Run, RunState
 from automonai.errors import StudyLockedError
 from automonai.execution.cluster_api import ClusterApi, connect
 from automonai.execution.cluster_objects import Job, Pod
-from automonai.execution.executor import Report
-from automonai.execution.jobs import JobTemplate, JsonObject, StudyHandle
+from automonai.execution.executor import Notice, Report
+from automonai.execution.jobs import KUEUE_LABEL, JobTemplate, JsonObject, StudyHandle
 from automonai.execution.kubernetes import KubernetesExecutor
 from automonai.execution.lease import leased
 from automonai.storage import keys
@@ -47,6 +47,8 @@ class ScriptedApi:
         scripted = copy.deepcopy(manifest)
         (container,) = scripted["spec"]["template"]["spec"]["containers"]
         container |= {"command": ["python", "-c", self._script], "args": []}
+        if KUEUE_LABEL in scripted["metadata"]["labels"]:
+            scripted["spec"]["suspend"] = True  # as Kueue's webhook does
         return self._api.create_job(scripted)
 
     def __getattr__(self, name: str) -> object:
@@ -84,6 +86,17 @@ class Bench:
 
     def jobs(self) -> list[Job]:
         return list(self.api.list_jobs(ALL))
+
+    def suspend(self, *, is_held: bool) -> None:
+        """Do to the only Job what Kueue does: hold it back or take it back, or admit it to a flavour of nodes."""
+        from kubernetes.client import BatchV1Api
+
+        (job,) = self.jobs()
+        batch, name = BatchV1Api(self.client), job.metadata.name
+        if not is_held:  # Kueue does this first: the template of a Job that is held may be changed
+            template = {"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/os": "linux"}}}}}
+            batch.patch_namespaced_job(name, self.api.namespace, template)
+        batch.patch_namespaced_job(name, self.api.namespace, {"spec": {"suspend": is_held}})
 
     def running(self) -> list[str]:
         return [pod.metadata.name for pod in self.pods() if pod.status.phase == "Running"]
@@ -175,6 +188,26 @@ def test_a_pod_that_ends_as_by_kill_9_is_lost_with_its_log(bench: Bench) -> None
     executor.submit(request())
     lost(executor, LossCause.CRASH)
     assert b"the last words" in bench.store.get(keys.log(request().run_id))
+
+
+def test_a_run_waits_for_kueue_as_long_as_it_likes_and_goes_on_after_it_was_taken_back(bench: Bench) -> None:
+    executor = bench.executor("import time; time.sleep(5)", kueue_queue="research", pending_seconds=3)
+    executor.submit(request())
+    (job,) = bench.jobs()
+    assert job.metadata.labels[KUEUE_LABEL] == "research"
+    assert executor.poll(6.0) == []
+    assert bench.pods() == []
+    bench.suspend(is_held=False)
+    eventually(bench.running)
+    bench.suspend(is_held=True)
+    eventually(lambda: not bench.pods())
+    assert executor.poll(6.0) == []
+    bench.suspend(is_held=False)
+    eventually(bench.running)
+    bench.answer()
+    (report,) = ends(executor)
+    assert report.lost is None
+    assert executor.notices() == [Notice(run_id=request().run_id)]
 
 
 def test_a_pod_out_of_memory_is_told_apart(bench: Bench) -> None:
