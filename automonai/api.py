@@ -306,9 +306,10 @@ def predict(
         ensemble = EnsembleResult.model_validate_json(store.get(keys.ENSEMBLE))
         data = StudyData.model_validate_json(store.get(keys.DATA))
     except ObjectNotFoundError as error:
-        raise StudyNotFoundError(
-            f"{study}: there is no ensemble; run 'automonai search' to its end, or see 'automonai status'"
-        ) from error
+        what = "ensemble; run 'automonai search' to its end, or see 'automonai status'"
+        if not store.exists(keys.DATA):
+            what = "study and no training; name the place <store>/<study name>, or the output of 'automonai train'"
+        raise StudyNotFoundError(f"{study}: there is no {what}") from error
     cases = find_images(
         [Path(image) for image in images],
         layout=data.dataset.layout,

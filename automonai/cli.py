@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from time import time
 
 import click
 
@@ -255,6 +256,8 @@ def status(study: str, *, as_json: bool, is_watched: bool) -> int:
         return 0
     loaded, _, _ = api.load_study(study)
     click.echo(terminal.rendered(terminal.study_table(loaded, now=loaded.last_event_at)))
+    if ago := terminal.last_event_words(loaded, time()):
+        click.echo(f"as of    the last event, {ago}; 'automonai status {study} --watch' counts on")
     for line in terminal.summary_lines(summary, location=study):
         click.echo(line)
     return 0

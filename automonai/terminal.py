@@ -97,7 +97,7 @@ def _facts_table(study: Study, now: float) -> Table:
         ("tried", _tried_words(study)),
         ("spent", _spent_words(study, now)),
         ("left", _left_words(study, now)),
-        ("last event", _last_event_words(study, now)),
+        ("last event", last_event_words(study, now)),
     ):
         if words:
             facts.add_row(name, Text(words))
@@ -161,7 +161,7 @@ def _ensemble_words(study: Study, now: float) -> str:
     return f"the ensemble ({_open_words(queued_at=queued.at, started_at=study.ensemble_started_at, now=now)})"
 
 
-def _last_event_words(study: Study, now: float) -> str:
+def last_event_words(study: Study, now: float) -> str:
     """Return how long ago something happened, by which one sees whether a controller is at work; empty when over."""
     return "" if study.is_over or now <= study.last_event_at else f"{duration(now - study.last_event_at)} ago"
 

@@ -14,6 +14,8 @@ ENSEMBLE_SHARE = 0.03
 MOST_PREDICTION = 0.3
 """Largest part of a time budget that is kept for these predictions."""
 HELD_OUT_CASES = 24
+LEAST_SECONDS = 60.0
+"""A refit gets so much however little the search has left."""
 EPOCHS_MARGIN = 1.15
 """A refit plans for somewhat more epochs than measured speed promises; its loop shortens them to what fits."""
 ALIKE = 0.003
@@ -77,7 +79,8 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     for trial, fold in order:
         epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs(trial.number, len(order))))
         runs.append(_run(trial, fold, epochs))
-    return _chosen(now, runs, f"equal shares of the {room.seconds:.0f} s that are left")
+    least = " (the least that it gets)" if room.seconds <= LEAST_SECONDS else " that are left"
+    return _chosen(now, runs, f"equal shares of the {room.seconds:.0f} s{least}")
 
 
 def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: int) -> float | None:
@@ -153,7 +156,7 @@ def _seconds_left(study: Study, networks: list[int], *, now: float, test_cases: 
     time = study.spec.budget.time or 0.0
     predictions = _prediction_seconds(study, networks, test_cases=test_cases)
     reserve = time * ENSEMBLE_SHARE + min(predictions, MOST_PREDICTION * time)
-    return max(60.0, time - study.elapsed_seconds(now) - reserve)
+    return max(LEAST_SECONDS, time - study.elapsed_seconds(now) - reserve)
 
 
 def _prediction_seconds(study: Study, networks: list[int], *, test_cases: int) -> float:

@@ -25,6 +25,8 @@ from automonai.imaging.reading import ENDINGS, Volume, describe_difference, file
 
 DECATHLON_PERCENTILE = 0.95
 
+MOST_LABELS = 256
+"""A file that holds more values is an image, given by mistake."""
 FIGURES = ("dice", "hd95_mm", "surface_dice")
 
 _ALL_INSIDE = 255
@@ -294,10 +296,14 @@ def _file_scores(prediction: Path, label: Path, tolerance_mm: float) -> dict[int
     if difference:
         raise DatasetError([f"{prediction}: does not lie on the grid of its label {label}: {difference}"])
     found, expected = _label_values(prediction, predicted), _label_values(label, reference)
+    values = [np.unique(voxels) for voxels in (found, expected)]
+    for path, held in zip((prediction, label), values, strict=True):
+        if len(held) > MOST_LABELS:
+            raise DatasetError([f"{path}: holds {len(held)} values, as an image does; name the folder of label maps"])
     return case_scores(
         found,
         expected,
-        values=[int(value) for value in np.union1d(np.unique(found), np.unique(expected)) if value],
+        values=[int(value) for value in np.union1d(*values) if value],
         spacing_mm=reference.spacing_mm,
         tolerance_mm=tolerance_mm,
     )

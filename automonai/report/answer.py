@@ -242,12 +242,17 @@ def _origin(winner: Winner) -> str:
     return f"{text}."
 
 
+def _rungs(summary: Summary) -> str:
+    *lower, highest = summary.rungs
+    return ", ".join([*map(str, lower), counted(highest, "epoch")])
+
+
 def cost_section(summary: Summary) -> str:
     """Return what the study cost, and why it stopped where it did."""
     budget, winner = summary.budget, summary.winner
     sampler = SAMPLER_WORDS[SamplerName(summary.sampler)]
     rows = [
-        ("Search method", f"{sampler}, budgets of {', '.join(map(str, summary.rungs))} epochs"),
+        ("Search method", f"{sampler}, trained for {_rungs(summary)}"),
         ("Wall-clock time in all", duration(budget.seconds)),
         ("Of it the search", _search_time(summary)),
         ("Training time, all runs added up", duration(budget.run_seconds)),

@@ -209,7 +209,7 @@ def test_faults_of_a_training_and_of_a_prediction_are_told_by_their_steps(store:
     prediction = submit(store, {**form, "gpus": "0"}, template="automonai-predict")
     for workflow, name, message in (
         (training, "train(0)", "parameter configuration: depht"),
-        (prediction, "predict(0)", "s3://automonai/trainings/none: there is no ensemble"),
+        (prediction, "predict(0)", "s3://automonai/trainings/none: there is no study"),
     ):
         assert wait_for_end(store, workflow, seconds=300) == "Failed"
         assert f"(exit code 2): {message}" in node(store, workflow, name)["message"]

@@ -120,7 +120,7 @@ def test_a_study_moves_from_a_folder_to_a_bucket_and_goes_on(minio: MinioServer,
 def test_what_is_no_study_is_told_with_its_location(minio: MinioServer) -> None:
     with pytest.raises(StudyNotFoundError, match="s3://automonai/studies/none"):
         api.summary("s3://automonai/studies/none")
-    with pytest.raises(StudyNotFoundError, match="there is no ensemble"):
+    with pytest.raises(StudyNotFoundError, match="there is no study and no training"):
         api.predict("s3://automonai/studies/none", [], output="out")
     with pytest.raises(StoreAccessError, match="'no-such-bucket'"):
         api.summary("s3://no-such-bucket/studies/test")

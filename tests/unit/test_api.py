@@ -17,7 +17,7 @@ from automonai.domain.dataset import Split
 from automonai.domain.events import Event, SpecChanged, StudyEnded
 from automonai.domain.request import EnsembleResult, StudyData, TrainRequest
 from automonai.domain.run import Result, RunState
-from automonai.errors import SpecError, StopRequestedError
+from automonai.errors import SpecError, StopRequestedError, StudyNotFoundError
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, TrainingSpec
 from automonai.storage import keys
 from automonai.storage.journal import Journal
@@ -310,3 +310,15 @@ def test_a_fold_that_does_not_exist_is_told_before_anything_is_read_or_written(
         train(fold=9)
     assert not prepared
     assert not (tmp_path / "out").exists()
+
+
+# Predictions
+
+
+def test_a_place_without_a_study_is_told_from_a_study_without_an_ensemble(tmp_path: Path) -> None:
+    with pytest.raises(StudyNotFoundError, match="nowhere: there is no study and no training; name the place"):
+        api.predict(tmp_path / "nowhere", [tmp_path], output=tmp_path / "out")
+    store, spec = LocalStore(tmp_path / "begun"), studies.make_spec()
+    starting.begin(spec, store, Journal(store))
+    with pytest.raises(StudyNotFoundError, match="begun: there is no ensemble; run 'automonai search' to its end"):
+        api.predict(tmp_path / "begun", [tmp_path], output=tmp_path / "out")

@@ -144,6 +144,14 @@ def test_status_shows_rungs_the_best_and_what_comes_next(study: Path, capsys: py
         assert words in shown
 
 
+def test_status_of_a_study_that_is_not_over_says_how_old_its_times_are(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    max((study / "journal").iterdir()).unlink()
+    assert main(["status", str(study)]) == 0
+    assert "as of    the last event, " in capsys.readouterr().out
+
+
 def test_status_as_json_is_the_summary(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(study), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["study"] == "test"

@@ -221,6 +221,14 @@ def test_values_that_are_no_label_are_refused(folders: tuple[Path, Path], value:
         evaluate_folders(predictions, labels)
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_an_image_in_a_label_maps_place_is_refused(folders: tuple[Path, Path], side: int) -> None:
+    write(folders[side] / "a.nii.gz", np.arange(8**3, dtype=np.int16).reshape(8, 8, 8))
+    with pytest.raises(DatasetError, match=r"a.nii.gz: holds 512 values, as an image does") as caught:
+        evaluate_folders(*folders)
+    assert str(folders[side]) in str(caught.value)
+
+
 def test_folders_without_label_maps_and_missing_ones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no label maps"):
         evaluate_folders(tmp_path, tmp_path)
