@@ -154,3 +154,8 @@ class StoreUnavailableError(StorageError):
     """The store did not answer, or was overburdened, for as long as it was asked; later the same may succeed."""
 
     exit_code: ClassVar[int] = TRY_LATER
+
+
+def described(error: BaseException) -> str:
+    """Return an error's message; one that this package did not raise on purpose has its kind before it."""
+    return f"{error}" if isinstance(error, AutoMonaiError) else f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 from time import time
 
@@ -18,6 +19,9 @@ from automonai.storage import keys
 from automonai.storage.journal import Journal
 from automonai.storage.opening import join_location
 from automonai.storage.store import Store
+
+_LASTING = ("budget.min_epochs", "budget.max_epochs", "budget.eta", "dataset", "split", "search", "training")
+"""What of a spec stays as it was when the study was started."""
 
 
 def replay(journal: Journal, place: str | Path) -> Study:
@@ -40,8 +44,9 @@ def begin(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, Study
     Raises:
         UserError: If spec or dataset are faulty, a started study's spec differs, or what is there is no study.
     """
-    if journal.read():
-        return take_up(spec, store, journal)
+    events = journal.read()
+    if events:
+        return _go_on(spec, Study.replay(events), store, journal)
     return _start(spec, _prepared(spec, store), store, journal)
 
 
@@ -54,12 +59,14 @@ def begin_if_new(spec: StudySpec, store: Store) -> None:
         UserError: As `begin`.
     """
     journal = Journal(store)
-    if not journal.read():
+    events = journal.read()
+    if not events:
         data = _prepared(spec, store)
-        if not journal.read():  # to check a dataset takes minutes, in which another may have started the study
+        events = journal.read()  # to check a dataset takes minutes, in which another may have started the study
+        if not events:
             _start(spec, data, store, journal)
             return
-    _refuse_another(spec, Study.replay(journal.read()))
+    _refuse_another(spec, Study.replay(events))
 
 
 def _prepared(spec: StudySpec, store: Store) -> StudyData:
@@ -97,14 +104,21 @@ def _start(spec: StudySpec, data: StudyData, store: Store, journal: Journal) -> 
 def take_up(spec: StudySpec, store: Store, journal: Journal) -> tuple[Study, StudyData]:
     """Replay a started study; limits of the budget, execution and refit may have changed since, nothing else.
 
-    For whoever holds the study. Workers read the execution's settings in the data. They are written before the event:
-    whatever ends this call in between, the next one writes the rest.
+    For whoever holds the study.
 
     Raises:
         StudyNotFoundError: If there is no study.
         SpecError: If something else has changed.
     """
-    study = replay(journal, join_location(spec.store, spec.name))
+    return _go_on(spec, replay(journal, join_location(spec.store, spec.name)), store, journal)
+
+
+def _go_on(spec: StudySpec, study: Study, store: Store, journal: Journal) -> tuple[Study, StudyData]:
+    """Write down what may have changed, and has.
+
+    Workers read the execution's settings in the data. They are written before the event: whatever ends this call in
+    between, the next one writes the rest.
+    """
     data = StudyData.model_validate_json(store.get(keys.DATA))
     if study.is_over:
         return study, data
@@ -123,26 +137,17 @@ def _refuse_another(spec: StudySpec, study: Study) -> None:
     """Refuse a spec by which a started study cannot go on: its results would not compare, or its rungs would move."""
     if study.is_over:
         return
-    ladder = ("min_epochs", "max_epochs", "eta")
-    changes = [
-        (f"budget.{name}", f"{getattr(study.spec.budget, name)}, now {getattr(spec.budget, name)}")
-        for name in ladder
-        if getattr(study.spec.budget, name) != getattr(spec.budget, name)
-    ]
-    for section in ("dataset", "split", "search", "training"):
-        before, now = getattr(study.spec, section), getattr(spec, section)
+    for name in _LASTING:
+        before, now = (attrgetter(name)(given) for given in (study.spec, spec))
         if before != now:
-            changes.append((section, _difference(before, now)))
-    if changes:
-        name, difference = changes[0]
-        raise SpecError(
-            f"study {spec.name} was started with another '{name}' ({difference});"
-            f" give this one another name, or restore the setting"
-        )
+            raise SpecError(
+                f"study {spec.name} was started with another '{name}' ({_difference(before, now)});"
+                f" give this one another name, or restore the setting"
+            )
 
 
 def _difference(before: object, now: object) -> str:
-    if isinstance(before, str):
+    if isinstance(before, str | int):
         return f"{before}, now {now}"
     old, new = before.model_dump(), now.model_dump()  # type: ignore[attr-defined]
     return "; ".join(f"{key}: {old[key]!r}, now {new[key]!r}" for key in old if old[key] != new[key])

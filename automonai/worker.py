@@ -28,7 +28,7 @@ from automonai.domain.request import (
     request_adapter,
 )
 from automonai.domain.run import FailureReason, Result
-from automonai.errors import AutoMonaiError, RunError, RunOutOfMemoryError, StopRequestedError, StorageError, UserError
+from automonai.errors import RunError, RunOutOfMemoryError, StopRequestedError, StorageError, UserError, described
 from automonai.execution.jobs import GPUS_VARIABLE
 from automonai.learning.metering import UNMETERED, EpochMeter, Meter
 from automonai.observability import exposition, logs
@@ -78,9 +78,8 @@ def _last_words(file: Path | None) -> Iterator[None]:
         yield
     except Exception as error:
         if file is not None:
-            kind = "" if isinstance(error, AutoMonaiError) else f"{type(error).__name__}: "
             with suppress(OSError):
-                file.write_text(" ".join(logs.redacted(f"{kind}{error}").split())[:LAST_WORDS_CHARACTERS])
+                file.write_text(" ".join(logs.redacted(described(error)).split())[:LAST_WORDS_CHARACTERS])
         raise
 
 

@@ -68,7 +68,7 @@ def step(
         outputs: Files that Argo keeps.
         patch: What the release decides about its pod.
         study: Name of the study whose metrics it shows to Prometheus; None: it has none.
-        gpus: How many its pod holds, for a step that trains; None: it does not.
+        gpus: How many its pod holds, for a step that computes on them; None: it does not.
     """
     return Container(
         name=name,

@@ -33,14 +33,14 @@ class _TimedRequest(Record):
     asked_at: float | None = None
     """Unix time of asking; None: when a worker takes it up."""
 
-    def seconds_left(self, now: float) -> float:
-        """Return what is left of the deadline, at least half of it; infinite without one.
+    def seconds_left(self, now: float) -> float | None:
+        """Return what is left of the deadline, at least half of it; None without one.
 
         What passed before a worker took it up (a queue, a node that is being started) is the request's own; but one
         that came very late is done half as long rather than not at all, and clocks of machines differ.
         """
         if self.deadline_seconds is None:
-            return float("inf")
+            return None
         waited = 0.0 if self.asked_at is None else max(0.0, now - self.asked_at)
         return max(self.deadline_seconds / 2, self.deadline_seconds - waited)
 

@@ -20,8 +20,6 @@ HEADROOM = 0.8
 """Share of the memory that runs may plan with; the rest is the interpreter's, the file cache's and the controller's."""
 PATIENCE_SECONDS = 20.0
 """For nvidia-smi, which wakes every GPU first."""
-
-
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 

@@ -59,8 +59,9 @@ class TrackedJob:
     """Set once it is lost; it is reported when no pod of it can write any more."""
     sighting: Sighting = field(default_factory=Sighting)
     _failures: int = 0
-    _refused_since: float | None = None
     """Of requests to the API in a row."""
+    _refused_since: float | None = None
+    """When the API began to refuse us; None while it does not."""
     _refusal: str = ""
     """The quota's words when its Job was refused last."""
     _disrupted: set[str] = field(default_factory=set)

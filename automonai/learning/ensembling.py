@@ -179,7 +179,8 @@ def choose_ensemble(
     started = clock()
     work = _Work(data, store, cache_folder / "members", Precision(device, dtype), stop, clock)
     candidates = Candidates.of(request.candidates)
-    deadline = None if request.deadline_seconds is None else started + request.seconds_left(time.time())
+    left = request.seconds_left(time.time())
+    deadline = None if left is None else started + left
     table = out_of_fold_dice(candidates, work, deadline=deadline)
     choice = choose(table)
     members = _weighted_members(candidates, choice.counts)

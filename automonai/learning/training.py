@@ -19,7 +19,14 @@ from automonai.domain.request import StudyData, TrainRequest
 from automonai.domain.run import FailureReason, Result, RunState
 from automonai.domain.seeds import derive_seed
 from automonai.domain.tally import Tally
-from automonai.errors import BadRequestError, DoesNotFitError, NonFiniteLossError, RunError, StopRequestedError
+from automonai.errors import (
+    BadRequestError,
+    DoesNotFitError,
+    NonFiniteLossError,
+    RunError,
+    StopRequestedError,
+    described,
+)
 from automonai.imaging.augmentation import Augmentation
 from automonai.imaging.patches import PatchReader
 from automonai.imaging.preprocessing import PreparedCase, prepare_case
@@ -136,7 +143,7 @@ def failed_result(
         run_id=request.run_id,
         state=RunState.FAILED,
         reason=_reason(error),
-        message=f"{error}" if isinstance(error, RunError) else f"{type(error).__name__}: {error}",
+        message=described(error),
         epochs=epochs,
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(),
@@ -304,11 +311,12 @@ def _train(
     reader = PatchReader(cases.training, plan, seed=request.seed, margin_voxels=augmentation.margin_voxels)
     windows = sum(window_count(case.image.shape[1:], plan) for case in cases.validation)
     sharing = min(len(scorer.devices), len(cases.validation))
+    left = request.seconds_left(time.time())
     settings = LoopSettings(
         epochs=request.run.budget_epochs,
         validation_every_epochs=data.training.validation_every_epochs,
         decay=request.decay,
-        deadline=None if request.deadline_seconds is None else began + request.seconds_left(time.time()),
+        deadline=None if left is None else began + left,
         max_seconds_per_epoch=request.max_seconds_per_epoch,
         validation_windows=-(-windows // sharing),
     )
