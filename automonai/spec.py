@@ -299,7 +299,8 @@ class RefitSpec(_Section):
     """What is trained to the end once the search is over."""
 
     configurations: Annotated[int, Field(ge=1, le=3)] | None = None
-    """How many of the best configurations; None: 1, or 2 under a time budget where the second is close."""
+    """How many of the best configurations; None: 1, or 2 under a time budget where the second is close, or where the
+    search took so few steps that the standard configuration is kept beside the best."""
     tolerance: Annotated[float, Field(ge=0)] = 0.01
     """A further configuration is refitted only if its loss in the search is within this of the best one's."""
     members: Annotated[int, Field(ge=1)] | None = None

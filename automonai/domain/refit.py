@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from automonai.domain.events import RefitChosen
-from automonai.domain.run import Purpose, Run, Trial
+from automonai.domain.run import Origin, Purpose, Run, Trial
 from automonai.domain.schedule import refit_validations
 from automonai.domain.study import Study
 
@@ -20,6 +20,8 @@ EPOCHS_MARGIN = 1.15
 """A refit plans for somewhat more epochs than measured speed promises; its loop shortens them to what fits."""
 ALIKE = 0.003
 """Losses that differ by less are taken for equal: under a time budget the cheaper configuration then comes first."""
+TELLING_STEPS = 120
+"""Optimiser steps after which configurations rank about as they do in the end; on the phantom, 60 do not suffice."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
 
     Without a time budget every chosen configuration is trained on all folds. Under one, as many members as can each
     get `refit.min_epochs_factor * budget.max_epochs` epochs are trained, for equal shares of what is left; a further
-    configuration that would get fewer is left out.
+    configuration that would get fewer is left out. After a search of a few steps only, the standard configuration is
+    trained beside the best, and the choice of the ensemble decides between them.
     """
     if study.spec.budget.time is None:
         chosen = _configurations(study, [trial for trial, _ in study.ranking], most=1)
@@ -69,18 +72,22 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
         runs = [_run(trial, fold, epochs) for trial, fold in _order(study, chosen)[:members]]
         return _chosen(now, runs, f"{epochs} epochs each")
     chosen = _configurations(study, _cheapest_of_equals(study), most=2)
+    hedge = _hedge(study, chosen)
+    if hedge is not None:
+        chosen = [chosen[0], hedge]
     networks = study.spec.refit.members or 2 * study.spec.execution.max_parallel_runs
     first = [trial.number for trial in chosen[:1]] * networks
     room = _room(study, chosen, seconds=_seconds_left(study, first, now=now, test_cases=test_cases))
-    members = study.spec.refit.members or _members(study, room, chosen)
-    worth_it = chosen[:1] + [trial for trial in chosen[1:] if room.is_enough(trial.number, members)]
-    order = _order(study, worth_it)[:members]  # fewer than members where a configuration was left out
+    order = _members(study, room, chosen, is_hedged=hedge is not None)
     runs = []
     for trial, fold in order:
         epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs(trial.number, len(order))))
         runs.append(_run(trial, fold, epochs))
-    least = " (the least that it gets)" if room.seconds <= LEAST_SECONDS else " that are left"
-    return _chosen(now, runs, f"equal shares of the {room.seconds:.0f} s{least}")
+    why = f"equal shares of the {room.seconds:.0f} s"
+    why += " (the least that it gets)" if room.seconds <= LEAST_SECONDS else " that are left"
+    if hedge is not None:
+        why += "; the standard configuration beside the best, since so short a search does not tell them apart"
+    return _chosen(now, runs, why)
 
 
 def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: int) -> float | None:
@@ -109,6 +116,18 @@ def _configurations(study: Study, order: list[Trial], *, most: int) -> list[Tria
     return [trial for trial in order if losses[trial.number] <= limit][: study.spec.refit.configurations or most]
 
 
+def _hedge(study: Study, chosen: list[Trial]) -> Trial | None:
+    """Return the standard configuration where the search was too short to tell that the best one is better."""
+    refit = study.spec.refit
+    if refit.configurations is not None or refit.members == 1 or not chosen or chosen[0].origin is Origin.STANDARD:
+        return None
+    results = {trial.number: result for trial, result in study.ranking}
+    best = results[chosen[0].number]
+    if not best.steps or best.steps * best.curve_epochs >= TELLING_STEPS * best.epochs:
+        return None
+    return next((trial for trial, _ in study.ranking if trial.origin is Origin.STANDARD), None)
+
+
 def _cheapest_of_equals(study: Study) -> list[Trial]:
     """Return the ranking, but those that are as good as the best in ascending order of their cost."""
     best = min((result.loss or 0.0 for _, result in study.ranking), default=0.0)
@@ -135,11 +154,15 @@ def _pace(study: Study, trial: int) -> _Pace:
     return _Pace(study.seconds_per_epoch(trial) or 1.0, 0.0)
 
 
-def _members(study: Study, room: _Room, chosen: list[Trial]) -> int:
-    """Return the largest number of networks that each get enough epochs, at least one."""
+def _members(study: Study, room: _Room, chosen: list[Trial], *, is_hedged: bool) -> list[tuple[Trial, int]]:
+    """Return the networks to train: as many as each get enough epochs, at least one, and of a hedge both."""
     most = len(chosen) * study.folds
-    fitting = [n for n in range(1, most + 1) if room.is_enough(chosen[0].number, n)]
-    return max(fitting, default=min(room.slots, most))
+    fitting = [n for n in range(1, most + 1) if chosen and room.is_enough(chosen[0].number, n)]
+    members = study.spec.refit.members or max(fitting, default=min(room.slots, most))
+    if is_hedged:
+        return _order(study, chosen)[: max(members, len(chosen))]
+    worth_it = chosen[:1] + [trial for trial in chosen[1:] if room.is_enough(trial.number, members)]
+    return _order(study, worth_it)[:members]  # fewer than members where a configuration was left out
 
 
 def _order(study: Study, chosen: list[Trial]) -> list[tuple[Trial, int]]:

@@ -61,7 +61,7 @@ def _tiles(summary: Summary) -> str:
         tile(
             "Runs completed",
             f"{runs.complete:,}",
-            f"{runs.failed:,} failed, {runs.lost:,} lost, of {counted(len(summary.trials), 'configuration')}",
+            f"{runs.failed:,} failed, {runs.lost:,} lost; {counted(len(summary.trials), 'configuration')} tried",
         ),
     ]
     return f'<div class="tiles">{"".join(boxes)}</div>'

@@ -115,9 +115,10 @@ def _footer() -> str:
 
 
 def _curves(summary: Summary, study: Study) -> str:
+    halved = "A line that ends early was not among the best of its rung and was stopped to save time. "
     caption = (
-        "How to read it: each line is one configuration as it trains, from left to right; higher is better. A line "
-        "that ends early was not among the best of its rung and was stopped to save time. The three best are marked, "
+        "How to read it: each line is one configuration as it trains, from left to right; higher is better. "
+        f"{halved if len(summary.rungs) > 1 else ''}The three best are marked, "
         "the others are the paler the lower they rank in the end; a cross ends a configuration that failed. The "
         "Dice axis need not start at 0."
     )

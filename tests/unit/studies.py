@@ -87,7 +87,7 @@ class SeededSampler:
         configuration = Configuration(
             channels=draw.choice([8, 16, 32]), channel_multiplier=round(draw.uniform(0.5, 3), 4)
         )
-        return Proposal(configuration=configuration, origin=Origin.RANDOM)
+        return Proposal(configuration=configuration, origin=Origin.RANDOM if index else Origin.STANDARD)
 
 
 def train(request: TrainRequest) -> Result:

@@ -19,6 +19,7 @@ def searched(
     seconds: dict[int, float] | None = None,
     folds: int = 4,
     pace: dict[str, float] | None = None,
+    steps_per_epoch: int = 0,
     **budget: object,
 ) -> Study:
     """Return a study whose search is over; trial 1 is worse than trial 0 by `second`, epochs take 1 s or `seconds`."""
@@ -30,7 +31,8 @@ def searched(
         result = train(request)
         loss = 0.1 if request.run.trial == 0 else 0.1 + second if request.run.trial == 1 else 0.5
         cost = (seconds or {}).get(request.run.trial, 1.0)
-        return result.model_copy(update={"loss": loss, "seconds_per_epoch": cost, **(pace or {})})
+        steps = steps_per_epoch * result.epochs
+        return result.model_copy(update={"loss": loss, "seconds_per_epoch": cost, "steps": steps, **(pace or {})})
 
     return bench.run(executor=bench.executor(train=score))
 
@@ -153,3 +155,31 @@ def test_the_ensembles_predictions_have_their_time_with_every_flip(flips: str, t
 def test_there_is_no_deadline_without_a_time_budget() -> None:
     study = searched(iterations=1)
     assert refit_deadline_seconds(study, study.refit.runs[0], now=0, test_cases=0) is None
+
+
+@pytest.mark.parametrize(("steps_per_epoch", "trials"), [(3, [1, 0]), (14, [1, 1])])
+def test_after_few_steps_the_standard_configuration_is_trained_beside_the_best(
+    steps_per_epoch: int, trials: list[int]
+) -> None:
+    study = searched(
+        time=600, refit_share=0.6, second=-0.05, parallel=2, steps_per_epoch=steps_per_epoch, refit=RefitSpec(members=2)
+    )
+    assert [run.trial for run in study.refit.runs] == trials
+    assert ("standard" in study.refit.why) == (0 in trials)
+
+
+def test_one_slot_trains_the_standard_configuration_after_the_best() -> None:
+    study = searched(time=600, refit_share=0.6, second=-0.05, steps_per_epoch=3, refit=RefitSpec(min_epochs_factor=90))
+    assert [(run.trial, run.fold) for run in study.refit.runs] == [(1, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("refit", [RefitSpec(configurations=1), RefitSpec(members=1)])
+def test_a_spec_that_asks_for_the_best_alone_gets_it(refit: RefitSpec) -> None:
+    study = searched(time=600, refit_share=0.6, second=-0.05, steps_per_epoch=3, refit=refit)
+    assert {run.trial for run in study.refit.runs} == {1}
+
+
+def test_a_standard_configuration_that_is_the_best_needs_none_beside_it() -> None:
+    study = searched(time=600, refit_share=0.6, second=0.2, steps_per_epoch=3)
+    assert {run.trial for run in study.refit.runs} == {0}
+    assert "standard" not in study.refit.why
