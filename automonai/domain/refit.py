@@ -123,7 +123,7 @@ def _hedge(study: Study, chosen: list[Trial]) -> Trial | None:
         return None
     results = {trial.number: result for trial, result in study.ranking}
     best = results[chosen[0].number]
-    if not best.steps or best.steps * best.curve_epochs >= TELLING_STEPS * best.epochs:
+    if best.steps_per_epoch is None or best.steps_per_epoch * best.curve_epochs >= TELLING_STEPS:
         return None
     return next((trial for trial, _ in study.ranking if trial.origin is Origin.STANDARD), None)
 
@@ -157,7 +157,8 @@ def _pace(study: Study, trial: int) -> _Pace:
 def _members(study: Study, room: _Room, chosen: list[Trial], *, is_hedged: bool) -> list[tuple[Trial, int]]:
     """Return the networks to train: as many as each get enough epochs, at least one, and of a hedge both."""
     most = len(chosen) * study.folds
-    fitting = [n for n in range(1, most + 1) if chosen and room.is_enough(chosen[0].number, n)]
+    by = chosen if is_hedged else chosen[:1]
+    fitting = [n for n in range(1, most + 1) if all(room.is_enough(trial.number, n) for trial in by)]
     members = study.spec.refit.members or max(fitting, default=min(room.slots, most))
     if is_hedged:
         return _order(study, chosen)[: max(members, len(chosen))]

@@ -148,13 +148,15 @@ class Result(Record):
     seconds: float = 0.0
     """Wall-clock time of this run, reading and validation included."""
     seconds_per_epoch: float | None = None
-    """Training and validation time per epoch, start-up and preprocessing excluded."""
+    """Training time per epoch and its part of a validation's, start-up and preprocessing excluded."""
     training_seconds_per_epoch: float | None = None
     """Of it the time of the steps and of waiting for their batches."""
     validation_seconds: float | None = None
     """How long the last validation took."""
     prediction_seconds_per_case: float | None = None
     """Time to predict and score one validation case."""
+    steps_per_epoch: int | None = None
+    """Optimiser steps of one epoch: a patch of each training case."""
     steps: int = 0
     """Optimiser steps of the process that ended this run, like the three figures below."""
     data_wait_seconds: float | None = None

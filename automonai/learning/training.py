@@ -16,7 +16,7 @@ from torch import nn
 from automonai.domain.dataset import select
 from automonai.domain.plan import Plan, make_plan
 from automonai.domain.request import StudyData, TrainRequest
-from automonai.domain.run import FailureReason, Result, RunState
+from automonai.domain.run import CurvePoint, FailureReason, Result, RunState
 from automonai.domain.seeds import derive_seed
 from automonai.domain.tally import Tally
 from automonai.errors import (
@@ -104,7 +104,7 @@ def train_run(
         torch.compiler.reset()  # a process has room for a few networks; the next ones would not be compiled
         trainer.forward = torch.compile(trainer.network)
     scorer = _Scorer(cases.validation, plan, precision, devices=devices, stop=stop)
-    tally = _train(request, data, trainer, cases, scorer, store=store, stop=stop, began=began, meter=meter)
+    tally = _train(request, data, trainer, cases, scorer, store=store, stop=stop, meter=meter)
     return _result(
         request,
         trainer,
@@ -303,7 +303,6 @@ def _train(
     *,
     store: Store,
     stop: threading.Event,
-    began: float,
     meter: Meter,
 ) -> Tally:
     plan = trainer.plan
@@ -316,7 +315,7 @@ def _train(
         epochs=request.run.budget_epochs,
         validation_every_epochs=data.training.validation_every_epochs,
         decay=request.decay,
-        deadline=None if left is None else began + left,
+        deadline=None if left is None else time.monotonic() + left,
         max_seconds_per_epoch=request.max_seconds_per_epoch,
         validation_windows=-(-windows // sharing),
     )
@@ -343,7 +342,7 @@ def _result(
 ) -> Result:
     progress, plan = trainer.progress, trainer.plan
     last = progress.curve[-1]
-    epochs_of_process = tally.steps / progress.steps_per_epoch
+    training_seconds = tally.training_seconds * progress.steps_per_epoch / tally.steps if tally.steps else None
     loss = last.validation_loss if request.objective == "loss" else 1 - last.mean_dice
     if not isfinite(loss):
         raise NonFiniteLossError(f"the validation's loss is {loss} after epoch {last.epoch}; float32 may help")
@@ -354,10 +353,11 @@ def _result(
         curve=progress.curve,
         epochs=progress.epoch - progress.origin_step // progress.steps_per_epoch,
         seconds=seconds,
-        seconds_per_epoch=tally.seconds / epochs_of_process if tally.steps else None,
-        training_seconds_per_epoch=tally.training_seconds / epochs_of_process if tally.steps else None,
+        seconds_per_epoch=_seconds_per_epoch(training_seconds, scorer.seconds, progress.curve),
+        training_seconds_per_epoch=training_seconds,
         validation_seconds=scorer.seconds,
         prediction_seconds_per_case=scorer.seconds_per_case,
+        steps_per_epoch=progress.steps_per_epoch,
         steps=tally.steps,
         data_wait_seconds=tally.data_wait_seconds,
         patches_per_second=tally.patches_per_second,
@@ -369,9 +369,22 @@ def _result(
     )
 
 
+def _seconds_per_epoch(
+    training_seconds: float | None, validation_seconds: float | None, curve: tuple[CurvePoint, ...]
+) -> float | None:
+    """Return the time of an epoch with its part of a validation; None where the last process did not train.
+
+    One that took a run up shortly before its end trained little, and made a whole validation.
+    """
+    if training_seconds is None or validation_seconds is None:
+        return training_seconds
+    return training_seconds + validation_seconds * len(curve) / curve[-1].epoch
+
+
 def _device_name(precision: Precision, devices: tuple[torch.device, ...]) -> str:
     dtype = str(precision.dtype).removeprefix("torch.")
     if precision.device.type == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads, {dtype}"
+        threads = torch.get_num_threads()
+        return f"cpu, {threads} thread{'s' if threads > 1 else ''}, {dtype}"
     name = torch.cuda.get_device_name(precision.device)
     return f"{name}, {dtype}" if len(devices) == 1 else f"{len(devices)} x {name}, {dtype}"

@@ -19,7 +19,7 @@ def searched(
     seconds: dict[int, float] | None = None,
     folds: int = 4,
     pace: dict[str, float] | None = None,
-    steps_per_epoch: int = 0,
+    steps_per_epoch: int | None = None,
     **budget: object,
 ) -> Study:
     """Return a study whose search is over; trial 1 is worse than trial 0 by `second`, epochs take 1 s or `seconds`."""
@@ -31,8 +31,8 @@ def searched(
         result = train(request)
         loss = 0.1 if request.run.trial == 0 else 0.1 + second if request.run.trial == 1 else 0.5
         cost = (seconds or {}).get(request.run.trial, 1.0)
-        steps = steps_per_epoch * result.epochs
-        return result.model_copy(update={"loss": loss, "seconds_per_epoch": cost, "steps": steps, **(pace or {})})
+        update = {"loss": loss, "seconds_per_epoch": cost, "steps_per_epoch": steps_per_epoch, **(pace or {})}
+        return result.model_copy(update=update)
 
     return bench.run(executor=bench.executor(train=score))
 
