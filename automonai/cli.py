@@ -21,6 +21,7 @@ from automonai.errors import (
     AutoMonaiError,
     ClusterError,
     DatasetError,
+    LostTooOftenError,
     StopRequestedError,
     StoreUnavailableError,
     UserError,
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         _tell(error)
         return USER_ERROR
-    except (StoreUnavailableError, ClusterError) as error:
+    except (StoreUnavailableError, ClusterError, LostTooOftenError) as error:
         _tell(error)
         return error.exit_code
     except StopRequestedError as error:

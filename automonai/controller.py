@@ -15,6 +15,7 @@ from automonai.domain.decisions import (
     ChooseRefit,
     EndSearch,
     EndStudy,
+    GiveUp,
     Propose,
     Queue,
     Wait,
@@ -34,6 +35,7 @@ from automonai.domain.events import (
     SearchEnded,
     SessionStarted,
     StudyEnded,
+    TimePassed,
     TrialProposed,
 )
 from automonai.domain.facts import ENSEMBLE_RUN_ID
@@ -43,6 +45,7 @@ from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, St
 from automonai.domain.run import FailureReason, Purpose, Result, Run, RunState, Trial
 from automonai.domain.seeds import derive_seed
 from automonai.domain.study import Study
+from automonai.errors import LostTooOftenError
 from automonai.execution.executor import Executor, Notice, Report
 from automonai.search.sampler import History, Observation, Sampler
 from automonai.storage import keys
@@ -52,6 +55,8 @@ from automonai.storage.store import Store
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+QUIET_SECONDS = 60.0
+"""After so long without an event the passing of time is one, so that most of what a killed controller spent is known."""
 
 
 class Watch(Protocol):
@@ -117,6 +122,9 @@ def run_study(controller: Controller) -> Study:
 
     Every decision is written down before it is acted on, so a kill at any moment loses none: on the next call the runs
     that were open are submitted again, and an executor that still has them adopts them.
+
+    Raises:
+        LostTooOftenError: If the infrastructure lost so much that it has to be mended first; the study can go on.
     """
     study = controller.study
     if study.is_over:
@@ -131,10 +139,20 @@ def run_study(controller: Controller) -> Study:
     while not study.is_over and not controller.should_stop():
         if controller.may_write():
             _turn(controller)
+            _note_quiet_time(controller)
         else:
             time.sleep(POLL_SECONDS)
         controller.watch.on_tick(study, controller.clock())
     return study
+
+
+def _note_quiet_time(controller: Controller) -> None:
+    """Write down that time has passed if nothing else told so; no news for those who look on."""
+    now = controller.clock()
+    if now - controller.study.last_event_at >= QUIET_SECONDS and not controller.study.is_over:
+        passed = TimePassed(at=now)
+        controller.journal.append(passed)
+        controller.study.apply(passed)
 
 
 def _turn(controller: Controller) -> None:
@@ -161,6 +179,10 @@ def _act(controller: Controller) -> bool:
         case ChooseEnsemble(candidates):
             _record(controller, EnsembleQueued(at=now, candidates=candidates))
             controller.executor.submit(_ensemble_request(controller, candidates))
+        case GiveUp(why):
+            raise LostTooOftenError(
+                f"{why}; nothing that was finished is lost: start the study again once that is mended"
+            )
         case EndStudy(succeeded, why):
             _record(controller, StudyEnded(at=now, succeeded=succeeded, why=why))
         case Wait():
@@ -244,7 +266,7 @@ def _take_reports(controller: Controller, reports: list[Report]) -> None:
 
 def _give_up_if_lost_too_often(controller: Controller, report: Report) -> None:
     record = controller.study.runs.get(report.run_id)
-    if record is None or record.losses <= controller.study.spec.execution.max_retries:
+    if record is None or record.strikes <= controller.study.spec.execution.max_retries:
         return
     message = f"lost {record.losses} times, the last time: {report.lost}"
     result = Result(run_id=report.run_id, state=RunState.FAILED, reason=FailureReason.LOST, message=message)

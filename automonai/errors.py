@@ -13,6 +13,7 @@ AutoMonaiError
 |   |-- RunOutOfMemoryError      exit code 66
 |   |-- DoesNotFitError          exit code 66: refused before it ran
 |   `-- TooSlowError             exit code 67
+|-- LostTooOftenError            the infrastructure lost work again and again; it may go on later: exit code 75
 |-- StopRequestedError           SIGTERM: state is saved, the run may go on later
 |-- ClusterError                 the Kubernetes API refused something, or is away: exit code 75
 `-- StorageError
@@ -104,6 +105,12 @@ class TooSlowError(RunError):
 
     exit_code = 67
     reason = "too_slow"
+
+
+class LostTooOftenError(AutoMonaiError):
+    """The infrastructure lost a study's work too often; once that is mended the study goes on."""
+
+    exit_code: ClassVar[int] = TRY_LATER
 
 
 class StopRequestedError(AutoMonaiError):

@@ -40,8 +40,14 @@ class SessionStarted(_Event):
     """Its process id there."""
 
 
+class TimePassed(_Event):
+    """A controller was at work until now, which a budget's time has to know: told where nothing else happens."""
+
+    kind: Literal["time_passed"] = "time_passed"
+
+
 class SpecChanged(_Event):
-    """The user took the study up with another budget, execution or refit."""
+    """The user took the study up with another execution or refit, or other limits of its budget."""
 
     kind: Literal["spec_changed"] = "spec_changed"
     spec: StudySpec
@@ -149,6 +155,7 @@ class StudyEnded(_Event):
 Event = Annotated[
     StudyStarted
     | SessionStarted
+    | TimePassed
     | SpecChanged
     | TrialProposed
     | RunQueued

@@ -44,6 +44,10 @@ class RunRecord:
     finished_at: float | None = None
     losses: int = 0
     """How often the infrastructure lost it."""
+    strikes: int = 0
+    """The losses that count against `execution.max_retries`: not those for want of room before it started."""
+    lost_at: float | None = None
+    """When it was lost last."""
     result: Result | None = None
 
 
@@ -76,6 +80,10 @@ class Facts:
     ensemble_started_at: float | None = None
     """When a worker took the ensemble's work up; None before that."""
     ensemble_losses: int = 0
+    ensemble_strikes: int = 0
+    """As a run's, since the present session began: the next one tries anew."""
+    ensemble_lost: RunLost | None = None
+    """The last loss."""
     ensemble: EnsembleResult | None = None
     ended: StudyEnded | None = None
     exhausted: bool = False
@@ -116,8 +124,10 @@ class Facts:
         """Take one event into account."""
         if isinstance(event, SessionStarted):
             self._sessions.append((event.at, event.at))
+            self.ensemble_strikes = 0
         elif self._sessions:
-            self._sessions[-1] = (self._sessions[-1][0], event.at)
+            began, last = self._sessions[-1]
+            self._sessions[-1] = (began, max(last, event.at))  # a clock may be set back
         match event:
             case SpecChanged():
                 self.spec = event.spec
@@ -167,6 +177,7 @@ class Facts:
             queued_at=event.at,
             resume_from=event.resume_from,
             losses=known.losses if known else 0,
+            strikes=known.strikes if known else 0,
         )
 
     def _apply_started(self, event: RunStarted) -> None:
@@ -190,9 +201,19 @@ class Facts:
         self.notes.append((event.at, f"{event.run_id} was lost: {event.why}"))
         if event.run_id == ENSEMBLE_RUN_ID:
             self.ensemble_losses += 1
+            self.ensemble_strikes += self.ensemble_started_at is not None or not event.cause.is_want_of_room
             self.ensemble_queued = self.ensemble_started_at = None
+            self.ensemble_lost = event
             return
         known = self.runs[event.run_id]
+        strikes = known.strikes + (known.started_at is not None or not event.cause.is_want_of_room)
         if known.started_at is not None:
             self.lost_seconds += max(0.0, event.at - known.started_at)
-        self.runs[event.run_id] = replace(known, state=RunState.LOST, started_at=None, losses=known.losses + 1)
+        self.runs[event.run_id] = replace(
+            known,
+            state=RunState.LOST,
+            started_at=None,
+            losses=known.losses + 1,
+            strikes=strikes,
+            lost_at=event.at,
+        )

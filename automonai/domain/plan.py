@@ -269,7 +269,7 @@ def _patch(
         shrinkable = [axis for axis in range(3) if patch[axis] > steps[axis]]
         if not shrinkable:
             break
-        longest = max(shrinkable, key=lambda axis: patch[axis] / steps[axis] if steps[axis] == 1 else patch[axis])
+        longest = max(shrinkable, key=patch.__getitem__)
         patch[longest] -= steps[longest]
     return (patch[0], patch[1], patch[2])
 

@@ -93,14 +93,15 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
 def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: int) -> float | None:
     """Return how long a refit that starts now may take; None without a time budget.
 
-    What is left is shared by the waves of refits that have not started, this one's included.
+    What is left is shared by the waves of refits that have not started, this one's included. A study that is taken up
+    with fewer slots has more open refits than can run.
     """
     if study.spec.budget.time is None or study.refit is None:
         return None
     waiting = [other for other in study.refit.runs if not study.is_final(other.id)]
-    running = [other for other in waiting if other.id in study.runs and other.id != run.id]
     slots = study.spec.execution.max_parallel_runs
-    waves = -(-max(1, len(waiting) - len(running)) // slots)
+    running = min(slots - 1, sum(other.id in study.runs and other.id != run.id for other in waiting))
+    waves = -(-max(1, len(waiting) - running) // slots)
     networks = [other.trial for other in study.refit.runs]
     return max(30.0, _seconds_left(study, networks, now=now, test_cases=test_cases) / waves)
 

@@ -71,6 +71,11 @@ class LossCause(StrEnum):
     CRASH = "crash"
     """Its worker left without an answer."""
 
+    @property
+    def is_want_of_room(self) -> bool:
+        """Whether the cluster was merely full: a run that never started may wait as long as it takes."""
+        return self in (LossCause.UNSCHEDULABLE, LossCause.QUOTA)
+
 
 class Purpose(StrEnum):
     """What a run is for."""

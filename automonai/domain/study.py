@@ -13,7 +13,7 @@ from automonai.domain.bracket import (
     rung_budgets,
 )
 from automonai.domain.facts import ENSEMBLE_RUN_ID, Facts, RunRecord
-from automonai.domain.run import Purpose, Result, RunState, Trial
+from automonai.domain.run import FailureReason, Purpose, Result, RunState, Trial
 from automonai.spec import SamplerName
 
 
@@ -51,6 +51,33 @@ class Study(Facts):
         if self.spec.search.sampler in (SamplerName.RANDOM, SamplerName.GRID):
             return (budget.max_epochs,)
         return rung_budgets(budget.min_epochs, budget.max_epochs, budget.eta)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run is open, or is queued again soon."""
+        return any(not record.state.is_final for record in self.runs.values())
+
+    @property
+    def failures_in_a_row(self) -> int:
+        """Return how many runs have FAILED since the last one that completed."""
+        count = 0
+        for run_id in reversed(self.finished):
+            if self.runs[run_id].state is not RunState.FAILED:
+                break
+            count += 1
+        return count
+
+    @property
+    def lost_in_a_row(self) -> list[Result]:
+        """Return the results of the runs that were lost for good in this session since one had an answer of its own."""
+        lost: list[Result] = []
+        for run_id in reversed(self.finished):
+            record = self.runs[run_id]
+            is_old = record.finished_at is None or record.finished_at < self._sessions[-1][0]
+            if is_old or record.result is None or record.result.reason is not FailureReason.LOST:
+                break
+            lost.insert(0, record.result)
+        return lost
 
     @property
     def open_runs(self) -> tuple[RunRecord, ...]:

@@ -58,6 +58,8 @@ class FakeExecutor:
 
     def poll(self, timeout_seconds: float) -> list[Report]:
         ends = sorted((end, run_id) for run_id, (end, _) in self._running.items())
+        if not ends:
+            self.clock.now += timeout_seconds
         if not ends or (timeout_seconds == 0.0 and ends[0][0] > self.clock.now):
             return []
         first, run_id = ends[0]

@@ -2,10 +2,10 @@ import pytest
 from studies import Bench, make_spec, train
 
 from automonai.domain.configuration import Flips
-from automonai.domain.events import RefitChosen, StudyStarted
+from automonai.domain.events import RefitChosen, RunQueued, StudyStarted
 from automonai.domain.refit import choose_refit, refit_deadline_seconds
 from automonai.domain.request import TrainRequest
-from automonai.domain.run import Result
+from automonai.domain.run import Purpose, Result, Run
 from automonai.domain.study import Study
 from automonai.spec import RefitSpec
 from automonai.storage.journal import Journal
@@ -130,6 +130,24 @@ def test_the_deadline_of_a_refit_is_its_part_of_the_time_that_is_left() -> None:
     left = 600 - study.elapsed_seconds(now)
     assert first is not None
     assert 0.85 * left / len(study.refit.runs) <= first <= left / len(study.refit.runs)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_refits_that_are_taken_up_with_fewer_slots_share_the_time_that_is_left(slots: int) -> None:
+    bench = Bench(make_spec(time=600, refit_share=0.6, parallel=4))
+    bench.run()
+    events = Journal(bench.store).read()
+    index = next(index for index, event in enumerate(events) if isinstance(event, RefitChosen))
+    study, now = Study.replay(events[: index + 1]), events[index].at
+    study.refit = RefitChosen(
+        at=now, why="", runs=tuple(Run(trial=0, budget_epochs=9, fold=fold, purpose=Purpose.REFIT) for fold in range(4))
+    )
+    for run in study.refit.runs:
+        study.apply(RunQueued(at=now, run=run, resume_from=None))
+    study.spec = make_spec(time=600, refit_share=0.6, parallel=slots)
+    shares = {refit_deadline_seconds(study, run, now=now, test_cases=0) for run in study.refit.runs}
+    left = 600 - study.elapsed_seconds(now) - 0.03 * 600
+    assert list(shares) == [pytest.approx(left / (4 / slots))]
 
 
 @pytest.mark.parametrize(("flips", "times"), [("none", 1), ("left_right", 2), ("all", 8)])

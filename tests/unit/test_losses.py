@@ -1,0 +1,137 @@
+"""What the infrastructure takes away: when it is tried again, and when it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from studies import Bench, make_spec, train
+
+from automonai.domain.decisions import HOPELESS, LOST_RUNS, RETRY_SECONDS
+from automonai.domain.events import RunLost, RunQueued, SessionStarted, StudyStarted, TimePassed
+from automonai.domain.request import EnsembleRequest, TrainRequest
+from automonai.domain.run import FailureReason, LossCause, Purpose, Result, RunState
+from automonai.domain.study import Study
+from automonai.errors import LostTooOftenError
+from automonai.execution.executor import Report
+from automonai.spec import ExecutionSpec
+from automonai.storage.journal import Journal
+
+Asked = TrainRequest | EnsembleRequest
+
+
+def losing(bench: Bench, is_lost: Callable[[Asked], bool]) -> Study:
+    return bench.run(executor=bench.executor(lose=lambda request: "away" if is_lost(request) else None))
+
+
+def times_of(bench: Bench, kind: type[RunLost | RunQueued], run_id: str) -> list[float]:
+    events = [event for event in Journal(bench.store).read() if isinstance(event, kind)]
+    return [e.at for e in events if (e.run_id if isinstance(e, RunLost) else e.run.id) == run_id]
+
+
+def test_a_run_that_is_lost_again_waits_longer_each_time() -> None:
+    bench = Bench(make_spec(iterations=1))
+    study = losing(bench, lambda request: isinstance(request, TrainRequest) and request.run.trial == 0)
+    run_id = next(iter(study.runs))
+    lost, queued = times_of(bench, RunLost, run_id), times_of(bench, RunQueued, run_id)[1:]
+    waited = [after - before for before, after in zip(lost, queued, strict=False)]
+    assert waited[0] == RETRY_SECONDS[0]
+    assert all(wait >= least for wait, least in zip(waited, RETRY_SECONDS, strict=True))
+    assert study.runs[run_id].result.reason is FailureReason.LOST
+    assert study.ended.succeeded
+
+
+def test_the_ensemble_is_tried_again_by_the_next_session_and_nothing_is_trained_twice() -> None:
+    bench = Bench(make_spec(iterations=1))
+    with pytest.raises(LostTooOftenError, match=r"ensemble was lost 4 times, the last time: away; .* start the study"):
+        losing(bench, lambda request: isinstance(request, EnsembleRequest))
+    left = Study.replay(Journal(bench.store).read())
+    assert not left.is_over
+    executor = bench.executor()
+    study = bench.run(executor=executor)
+    assert study.ended.succeeded
+    assert executor.trained == ["ensemble"]
+    assert study.ensemble_losses == 4
+
+
+def test_runs_that_are_all_lost_stop_the_controller_and_not_the_study() -> None:
+    bench = Bench(make_spec(iterations=3))
+    with pytest.raises(LostTooOftenError, match=rf"{LOST_RUNS} runs in a row were lost for good; .*: away"):
+        losing(bench, lambda request: isinstance(request, TrainRequest) and request.run.trial > 3)
+    left = Study.replay(Journal(bench.store).read())
+    assert sum(r.result is not None and r.result.reason is FailureReason.LOST for r in left.runs.values()) == LOST_RUNS
+    assert bench.run().ended.succeeded
+
+
+def test_a_search_whose_later_runs_all_fail_ends_and_the_best_is_refitted() -> None:
+    bench = Bench(make_spec(epochs=1000))
+
+    def mostly_fail(request: TrainRequest) -> Result:
+        if request.run.purpose is Purpose.REFIT or request.run.trial < 2:
+            return train(request)
+        return Result(run_id=request.run_id, state=RunState.FAILED, reason=FailureReason.TOO_SLOW)
+
+    study = bench.run(executor=bench.executor(train=mostly_fail))
+    assert study.search_ended.why == f"the last {HOPELESS} runs all failed"
+    assert {run.trial for run in study.refit.runs} <= {0, 1}
+    assert study.ended.succeeded
+
+
+@pytest.mark.parametrize(
+    ("cause", "strikes"), [(LossCause.UNSCHEDULABLE, 0), (LossCause.QUOTA, 0), (LossCause.IMAGE, 6)]
+)
+def test_waiting_for_room_takes_as_long_as_it_takes(cause: LossCause, strikes: int) -> None:
+    spec = make_spec(iterations=1)
+    spec = spec.model_copy(update={"execution": ExecutionSpec(max_retries=strikes)})
+    bench, left = Bench(spec), dict.fromkeys(("trial-0000-epochs-0001-fold-0", "ensemble"), 6)
+    executor = bench.executor()
+    end = executor._end
+
+    def not_yet(request: Asked) -> Report:
+        if left.get(request.run_id):
+            left[request.run_id] -= 1
+            return Report(run_id=request.run_id, lost="no node took its pod", cause=cause)
+        return end(request)
+
+    executor._end = not_yet  # type: ignore[method-assign]
+    executor.notices = list  # type: ignore[method-assign]
+    study = bench.run(executor=executor)
+    record = study.runs["trial-0000-epochs-0001-fold-0"]
+    assert (record.losses, record.strikes, record.state) == (6, strikes, RunState.COMPLETE)
+    assert (study.ensemble_losses, study.ensemble_strikes) == (6, strikes)
+    assert study.ended.succeeded
+
+
+def test_quiet_time_counts_although_the_controller_is_killed() -> None:
+    bench = Bench(make_spec(iterations=1))
+
+    class Dead(Exception): ...
+
+    executor = bench.executor()
+
+    def quiet(timeout_seconds: float) -> list[Report]:
+        bench.clock.now += 25
+        if bench.clock.now > 1500:
+            raise Dead
+        return []
+
+    executor.poll = quiet  # type: ignore[method-assign]
+    with pytest.raises(Dead):
+        bench.run(executor=executor)
+    events = Journal(bench.store).read()
+    assert 3 <= sum(isinstance(event, TimePassed) for event in events) <= 8
+    bench.clock.now += 10_000
+    assert 430 <= Study.replay(events).elapsed_at(bench.clock.now) <= 500
+
+
+def test_a_clock_that_is_set_back_takes_no_time_away() -> None:
+    study = Study.replay(
+        [
+            StudyStarted(at=1000.0, spec=make_spec()),
+            SessionStarted(at=1000.0, host="here", process=1),
+            TimePassed(at=1600.0),
+            TimePassed(at=100.0),
+        ]
+    )
+    assert study.elapsed_seconds(200.0) == 600.0
+    assert study.elapsed_at(5000.0) == 600.0
