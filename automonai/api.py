@@ -29,12 +29,12 @@ from automonai.preparing import CACHE_FOLDER, cache_folder_of, dataset_here
 from automonai.report import Summary, summarise, write_report
 from automonai.search import make_sampler
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, load_spec, parse_limit, parse_spec
-from automonai.starting import begin, replay
+from automonai.starting import begin, refuse_missing_files, replay
 from automonai.storage import keys
 from automonai.storage.datasets import Push, push_dataset
 from automonai.storage.journal import Journal
 from automonai.storage.opening import is_remote, join_location, open_store, place_on_this_machine, user_cache_folder
-from automonai.storage.store import Store
+from automonai.storage.store import Store, read_record
 
 if TYPE_CHECKING:
     from automonai.imaging.checking import CheckedDataset
@@ -164,6 +164,8 @@ def search(
         store = open_store(location)
         journal, began = Journal(store), time()
         study, data = begin(spec, store, journal)
+        if not study.is_over:
+            refuse_missing_files(data.dataset)
         executor = _local_executor(study.spec, location, lock=lock, metrics=metrics_port is not None)
         try:
             with stop_on_sigterm() as stopped:
@@ -197,7 +199,7 @@ def load_study(study: str | Path) -> tuple[Study, StudyData, Store]:
     """
     store = open_store(study)
     loaded = replay(Journal(store), study)
-    return loaded, StudyData.model_validate_json(store.get(keys.DATA)), store
+    return loaded, read_record(store, keys.DATA, StudyData), store
 
 
 def summary(study: str | Path) -> Summary:
@@ -303,8 +305,8 @@ def predict(
 
     store = open_store(study)
     try:
-        ensemble = EnsembleResult.model_validate_json(store.get(keys.ENSEMBLE))
-        data = StudyData.model_validate_json(store.get(keys.DATA))
+        ensemble = read_record(store, keys.ENSEMBLE, EnsembleResult)
+        data = read_record(store, keys.DATA, StudyData)
     except ObjectNotFoundError as error:
         what = "ensemble; run 'automonai search' to its end, or see 'automonai status'"
         if not store.exists(keys.DATA):

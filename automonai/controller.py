@@ -50,7 +50,7 @@ from automonai.execution.executor import Executor, Notice, Report
 from automonai.search.sampler import History, Observation, Sampler
 from automonai.storage import keys
 from automonai.storage.journal import Journal
-from automonai.storage.store import Store
+from automonai.storage.store import Store, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -254,10 +254,10 @@ def _take_reports(controller: Controller, reports: list[Report]) -> None:
             _record(controller, RunLost(at=now, run_id=report.run_id, cause=report.cause, why=report.lost))
             _give_up_if_lost_too_often(controller, report)
         elif report.run_id == ENSEMBLE_RUN_ID:
-            result = EnsembleResult.model_validate_json(controller.store.get(keys.ENSEMBLE))
+            result = read_record(controller.store, keys.ENSEMBLE, EnsembleResult)
             _record(controller, EnsembleFinished(at=now, result=result))
         else:
-            result_ = Result.model_validate_json(controller.store.get(keys.result(report.run_id)))
+            result_ = read_record(controller.store, keys.result(report.run_id), Result)
             run = controller.study.runs[report.run_id].run
             _record(controller, RunFinished(at=now, run=run, result=result_))
     if reports:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import yaml
 from pydantic import ValidationError
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.records import Record
 from automonai.errors import SpecError
-from automonai.spec import SamplerName, StudySpec, explain, parse_limit, parse_spec
+from automonai.spec import SamplerName, StudySpec, explain, parse_limit, parse_spec, parse_yaml
 from automonai.storage.opening import is_remote, join_location
 
 STUDIES = "studies"
@@ -65,18 +64,13 @@ def parse_configuration(text: str) -> Configuration:
         SpecError: Naming each hyperparameter that is wrong.
     """
     try:
-        return Configuration.model_validate(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
-        raise SpecError(f"parameter configuration is neither YAML nor JSON: {error}") from error
+        return Configuration.model_validate(parse_yaml(text, where="parameter configuration") or {})
     except ValidationError as error:
         raise SpecError(f"parameter configuration: {explain(error)}") from error
 
 
 def _parsed(text: str) -> dict[str, object]:
-    try:
-        document = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise SpecError(f"parameter spec is not valid YAML: {error}") from error
+    document = parse_yaml(text, where="parameter spec") or {}
     if not isinstance(document, dict):
         raise SpecError(f"parameter spec: expected a mapping of settings, found {type(document).__name__}")
     return document

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from automonai.domain.configuration import Configuration
@@ -14,10 +13,10 @@ from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, 
 from automonai.domain.run import Result, RunState
 from automonai.errors import SpecError
 from automonai.preparing import prepare_data
-from automonai.spec import SplitSpec, TrainingSpec, explain
+from automonai.spec import SplitSpec, TrainingSpec, explain, read_yaml
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store
-from automonai.storage.store import Store
+from automonai.storage.store import Store, read_record
 from automonai.worker import serve
 
 
@@ -27,13 +26,9 @@ def read_configuration(path: Path) -> Configuration:
     Raises:
         SpecError: If it cannot be read, or naming each hyperparameter that is wrong.
     """
+    document = read_yaml(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Configuration.model_validate(document if document is not None else {})
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: is neither YAML nor JSON: {error}") from error
     except ValidationError as error:
         raise SpecError(f"{path}: {explain(error)}") from error
 
@@ -66,7 +61,7 @@ def train_alone(
         store.delete(keys.result(run_id))
     store.put(keys.request(run_id), request.model_dump_json().encode())
     serve(run_id, store=store, cache_folder=cache_folder, stop=stop)
-    result = Result.model_validate_json(store.get(keys.result(run_id)))
+    result = read_record(store, keys.result(run_id), Result)
     if members := _complete_folds(store):
         store.put(keys.ENSEMBLE, EnsembleResult(members=members).model_dump_json().encode())
     return result
@@ -86,13 +81,13 @@ def _requests(store: Store) -> Iterator[TrainRequest]:
     """Yield what the output's runs were asked."""
     for key in store.list(keys.RUNS):
         if key.endswith("/request.json"):
-            yield TrainRequest.model_validate_json(store.get(key))
+            yield read_record(store, key, TrainRequest)
 
 
 def _result(store: Store, run_id: str) -> Result | None:
     """Return a run's result; None before its end."""
     key = keys.result(run_id)
-    return Result.model_validate_json(store.get(key)) if store.exists(key) else None
+    return read_record(store, key, Result) if store.exists(key) else None
 
 
 def _refuse_another(store: Store, request: TrainRequest, dataset: str | Path, *, seed: int, output: str | Path) -> None:
@@ -101,7 +96,7 @@ def _refuse_another(store: Store, request: TrainRequest, dataset: str | Path, *,
         raise SpecError(f"{output}: holds a study; name another folder for a single training")
     differences: dict[str, tuple[object, object]] = {}
     if store.exists(keys.DATA):
-        data = StudyData.model_validate_json(store.get(keys.DATA))
+        data = read_record(store, keys.DATA, StudyData)
         differences |= _differences({"dataset": _place(data.dataset.root)}, {"dataset": _place(dataset)})
         differences |= _differences({"seed": data.split.seed}, {"seed": seed})
     for held in _requests(store):

@@ -335,6 +335,20 @@ class StudySpec(_Section):
     refit: RefitSpec = RefitSpec()
     """What is trained to the end."""
 
+    @model_validator(mode="after")
+    def _affords_a_run(self) -> Self:
+        budget, factor = self.budget, 1
+        if self.search.sampler not in (SamplerName.RANDOM, SamplerName.GRID):
+            while budget.min_epochs * factor * budget.eta <= budget.max_epochs:
+                factor *= budget.eta
+        shortest = (2 * budget.max_epochs + factor) // (2 * factor)  # as domain.bracket.rung_budgets has it
+        if budget.epochs is not None and budget.epochs < shortest:
+            raise ValueError(
+                f"budget.epochs ({budget.epochs}) does not suffice for one run, which takes {shortest} epochs"
+                " or more; raise it, or lower budget.min_epochs or budget.max_epochs"
+            )
+        return self
+
 
 def load_spec(path: str | Path, overrides: tuple[str, ...] = ()) -> StudySpec:
     """Read a study's spec from a YAML file.
@@ -346,17 +360,37 @@ def load_spec(path: str | Path, overrides: tuple[str, ...] = ()) -> StudySpec:
     Raises:
         SpecError: If the file cannot be read, is no YAML mapping, or breaks a rule; names each broken field.
     """
-    try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: is not valid YAML: {error}") from error
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise SpecError(f"{path}: expected a mapping of settings, found {type(document).__name__}")
     for override in overrides:
         _override(document, override)
     return parse_spec(document, where=str(path))
+
+
+def read_yaml(path: str | Path) -> object:
+    """Return what a YAML or JSON file holds; None if it is empty.
+
+    Raises:
+        SpecError: If it cannot be read, or is neither.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return parse_yaml(text, where=str(path))
+
+
+def parse_yaml(text: str | bytes, *, where: str) -> object:
+    """Return what a YAML or JSON text holds; None if it is empty.
+
+    Raises:
+        SpecError: If it is neither; also for what looks like a date or number that there is not, such as 2021-13-45.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"{where} is neither YAML nor JSON: {error}") from error
 
 
 def parse_spec(document: object, *, where: str = "spec") -> StudySpec:
@@ -385,14 +419,13 @@ def _override(document: dict[str, object], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise SpecError(f"--set {override}: write it as section.field=value, for example search.seed=8")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override}: the value is not valid YAML: {error}") from error
+    value = parse_yaml(text, where=f"--set {override}: the value")
     node = document
     *parents, last = path.split(".")
     for parent in parents:
-        child = node.setdefault(parent, {})
+        child = node.get(parent)
+        if child is None:  # not there, or a section that the file leaves empty
+            child = node[parent] = {}
         if not isinstance(child, dict):
             raise SpecError(f"--set {override}: {parent} is a single value, it has no fields")
         node = child

@@ -9,19 +9,21 @@ from time import time
 
 import yaml
 
+from automonai.domain.dataset import Dataset
 from automonai.domain.events import SpecChanged, StudyStarted
 from automonai.domain.request import StudyData
 from automonai.domain.study import Study
-from automonai.errors import SpecError, StudyNotFoundError
+from automonai.errors import DatasetError, SpecError, StudyNotFoundError
 from automonai.preparing import cache_folder_of, prepare_data
 from automonai.spec import StudySpec
 from automonai.storage import keys
 from automonai.storage.journal import Journal
-from automonai.storage.opening import join_location
-from automonai.storage.store import Store
+from automonai.storage.opening import is_remote, join_location
+from automonai.storage.store import Store, read_record
 
 _LASTING = ("budget.min_epochs", "budget.max_epochs", "budget.eta", "dataset", "split", "search", "training")
 """What of a spec stays as it was when the study was started."""
+_LIMITS = ("budget.iterations", "budget.epochs", "budget.time")
 
 
 def replay(journal: Journal, place: str | Path) -> Study:
@@ -76,11 +78,11 @@ def _prepared(spec: StudySpec, store: Store) -> StudyData:
         UserError: If the dataset or its division are faulty, or there are runs, whose results the study would take for
             its own.
     """
-    other = next(iter(store.list(keys.RUNS)), None)
+    other = next((key for key in (*store.list(keys.RUNS), *store.list(keys.ENSEMBLE))), None)
     if other is not None:
         raise SpecError(
             f"study {spec.name}: {join_location(spec.store, spec.name)} has no journal, but holds {other} of a single"
-            " training, or of a study whose journal is gone; give this study another name, or move that away"
+            " training, or of a study whose journal is gone; give this study another name, or move all of that away"
         )
     return prepare_data(
         spec.dataset,
@@ -119,10 +121,10 @@ def _go_on(spec: StudySpec, study: Study, store: Store, journal: Journal) -> tup
     Workers read the execution's settings in the data. They are written before the event: whatever ends this call in
     between, the next one writes the rest.
     """
-    data = StudyData.model_validate_json(store.get(keys.DATA))
+    data = read_record(store, keys.DATA, StudyData)
+    _refuse_another(spec, study)
     if study.is_over:
         return study, data
-    _refuse_another(spec, study)
     if data.execution != spec.execution:
         data = data.model_copy(update={"execution": spec.execution})
         store.put(keys.DATA, data.model_dump_json(indent=1).encode())
@@ -134,16 +136,31 @@ def _go_on(spec: StudySpec, study: Study, store: Store, journal: Journal) -> tup
 
 
 def _refuse_another(spec: StudySpec, study: Study) -> None:
-    """Refuse a spec by which a started study cannot go on: its results would not compare, or its rungs would move."""
-    if study.is_over:
-        return
-    for name in _LASTING:
+    """Refuse a spec that a started study is not of: its results would not compare, or its rungs would move.
+
+    One that is over does not go on either, and its answer is none to a spec with another budget.
+    """
+    for name in (*_LASTING, *(_LIMITS if study.is_over else ())):
         before, now = (attrgetter(name)(given) for given in (study.spec, spec))
         if before != now:
             raise SpecError(
-                f"study {spec.name} was started with another '{name}' ({_difference(before, now)});"
-                f" give this one another name, or restore the setting"
+                f"study {spec.name} {'is over, and ' if study.is_over else ''}was started with another '{name}'"
+                f" ({_difference(before, now)}); give this one another name, or restore the setting"
             )
+
+
+def refuse_missing_files(dataset: Dataset) -> None:
+    """Refuse a dataset on this machine of which files are gone, or out of reach; a bucket is asked by who fetches.
+
+    Raises:
+        DatasetError: Naming each file.
+    """
+    if is_remote(dataset.root):
+        return
+    paths = [path for case in dataset.cases for path in (*dataset.image_paths(case), dataset.label_path(case))]
+    missing = [f"{path}: was there when the study was started, and is not now" for path in paths if not path.is_file()]
+    if missing:
+        raise DatasetError(missing)
 
 
 def _difference(before: object, now: object) -> str:

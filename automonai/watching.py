@@ -39,6 +39,7 @@ from automonai.starting import replay
 from automonai.storage import keys
 from automonai.storage.journal import Journal
 from automonai.storage.opening import open_store
+from automonai.storage.store import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def follow(
             followed.apply(event)
             watch.on_event(event, followed)
     watch.on_tick(followed, followed.last_event_at)  # time that passed since then is nobody's
-    return summarise(followed, StudyData.model_validate_json(store.get(keys.DATA)))
+    return summarise(followed, read_record(store, keys.DATA, StudyData))
 
 
 class LineWatch:

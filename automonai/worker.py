@@ -40,7 +40,7 @@ from automonai.storage import keys
 from automonai.storage.datasets import fetch_dataset
 from automonai.storage.observing import observed_by
 from automonai.storage.opening import is_remote, open_store
-from automonai.storage.store import Store
+from automonai.storage.store import Store, read_record
 
 logger = logging.getLogger("automonai.worker")  # `__name__` is `__main__` in every worker
 
@@ -136,7 +136,7 @@ def serve(
     if store.exists(keys.answer(run_id)):
         return 0
     request = request_adapter.validate_json(store.get(keys.request(run_id)))
-    data = StudyData.model_validate_json(store.get(keys.DATA))
+    data = read_record(store, keys.DATA, StudyData)
     with _logged(run_id, store):
         data = _with_dataset_here(data, cache_folder)
         logger.info("the dataset is in %s", data.dataset.root)

@@ -16,6 +16,16 @@ UNFINISHED = ".writing-"
 """What the names of files begin with until they are whole."""
 
 
+def _mode() -> int:
+    """Return what the umask leaves of a file's rights; asked once, since asking sets it for all threads."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+_MODE = _mode()
+
+
 class LocalStore:
     """Objects as files below `root`; written beside their place, synced, then renamed."""
 
@@ -96,7 +106,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).chmod(_MODE)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -106,12 +116,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def _is_object(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from pydantic import ValidationError
+
+from automonai.domain.records import Record
+from automonai.errors import CorruptObjectError
+from automonai.spec import explain
+
+R = TypeVar("R", bound=Record)
 
 
 class Store(Protocol):
@@ -52,3 +60,19 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
         ...
+
+
+def read_record(store: Store, key: str, kind: type[R]) -> R:
+    """Return the record that an object holds.
+
+    Raises:
+        ObjectNotFoundError: If there is none.
+        CorruptObjectError: If it holds something else, as an object of another version of this package does.
+    """
+    content = store.get(key)
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise CorruptObjectError(
+            f"{key}: is no {kind.__name__} as this version of automonai writes it: {explain(error)}"
+        ) from error

@@ -18,11 +18,11 @@ def form(**changed: str) -> StudyParameters:
 
 
 def test_a_form_becomes_a_spec() -> None:
-    spec = study_spec(form(budget="30 epochs", sampler="random", parallel_runs="4"), "s3://b")
+    spec = study_spec(form(budget="30 epochs", sampler="hyperband", parallel_runs="4"), "s3://b")
     assert spec.name == "brain"
     assert spec.store == "s3://b/studies"
     assert (spec.budget.epochs, spec.budget.time, spec.budget.iterations) == (30, None, None)
-    assert spec.search.sampler.value == "random"
+    assert spec.search.sampler.value == "hyperband"
     assert spec.execution.max_parallel_runs == 4
 
 
@@ -64,7 +64,7 @@ def test_the_form_fills_what_a_whole_spec_leaves_open() -> None:
         ({"name": "My Brain"}, "name: String should match pattern"),
         ({"dataset": ""}, "parameter dataset is empty"),
         ({"dataset": "./folder"}, "dataset ./folder: expected s3://BUCKET/datasets/NAME"),
-        ({"spec": "["}, "parameter spec is not valid YAML"),
+        ({"spec": "["}, "parameter spec is neither YAML nor JSON"),
         ({"spec": "- 1"}, "parameter spec: expected a mapping of settings, found list"),
         ({"spec": "budget: 3"}, "budget: Input should be"),
         ({"spec": "surch: {}"}, "surch: Extra inputs are not permitted"),

@@ -113,10 +113,10 @@ def test_a_file_is_read_and_overrides_replace_what_it_says(tmp_path: Path) -> No
     [
         ("- 1", (), "expected a mapping of settings, found list"),
         ("", (), "expected a mapping of settings, found NoneType"),
-        ("a: [", (), "is not valid YAML"),
+        ("a: [", (), "is neither YAML nor JSON"),
         ("name: a", ("search.seed",), "write it as section.field=value"),
         ("name: a", ("name.x=1",), "name is a single value, it has no fields"),
-        ("name: a", ("search.seed=[",), "the value is not valid YAML"),
+        ("name: a", ("search.seed=[",), "the value is neither YAML nor JSON"),
     ],
 )
 def test_a_file_or_override_that_cannot_be_read_says_why(
@@ -130,5 +130,33 @@ def test_a_missing_file_and_one_that_is_no_text_say_so(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="cannot be read: No such file"):
         load_spec(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match="is not valid YAML"):
+    with pytest.raises(SpecError, match="cannot be read: .*invalid start byte"):
         load_spec(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("text", ["2021-13-45", "0b_"])
+def test_what_looks_like_a_date_or_number_that_there_is_not_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "study.yaml").write_text(f"name: {text}")
+    with pytest.raises(SpecError, match="study.yaml is neither YAML nor JSON"):
+        load_spec(tmp_path / "study.yaml")
+    (tmp_path / "study.yaml").write_text("name: a\n")
+    with pytest.raises(SpecError, match="search.seed=.*: the value is neither YAML nor JSON"):
+        load_spec(tmp_path / "study.yaml", (f"search.seed={text}",))
+
+
+def test_a_section_that_a_file_leaves_empty_may_be_set(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: a\ndataset: d\nbudget: {time: 1h}\nexecution:\n")
+    assert load_spec(tmp_path / "study.yaml", ("execution.threads=2",)).execution.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("sampler", "epochs", "is_enough"),
+    [("bohb", 7, True), ("bohb", 6, False), ("grid", 200, True), ("random", 199, False)],
+)
+def test_a_budget_of_epochs_suffices_for_a_run(sampler: str, epochs: int, is_enough: bool) -> None:
+    document = {"name": "a", "dataset": "d", "search": {"sampler": sampler}, "budget": {"epochs": epochs}}
+    if is_enough:
+        assert parse_spec(document).budget.epochs == epochs
+        return
+    with pytest.raises(SpecError, match=rf"budget.epochs \({epochs}\) does not suffice for one run, which takes"):
+        parse_spec(document)
