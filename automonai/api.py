@@ -147,7 +147,7 @@ def search(
 
     Args:
         spec: The spec or its YAML file.
-        overrides: `section.field=value` each.
+        overrides: `section.field=value` each, of a file's settings.
         watch: Told of every event and of the time; see `automonai.controller.Watch`.
         metrics_port: Where Prometheus finds the metrics of the study and its runs meanwhile; None: nowhere.
 
@@ -155,7 +155,10 @@ def search(
         UserError: If spec or dataset are faulty, this machine lacks the device or precision that the spec demands,
             another controller has the study, a started study's spec differs, or the port is in use.
     """
-    spec = spec if isinstance(spec, StudySpec) else load_spec(spec, tuple(overrides))
+    if not isinstance(spec, StudySpec):
+        spec = load_spec(spec, tuple(overrides))
+    elif overrides:
+        raise SpecError("overrides go with a file; change a StudySpec by its model_copy(update=...)")
     make_sampler(spec.search)  # a faulty space, or a GPU that is not there, is told before anything is read or written
     refuse_unusable(spec.execution)
     location = join_location(spec.store, spec.name)

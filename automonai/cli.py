@@ -246,16 +246,17 @@ def _resume(spec: Path, overrides: tuple[str, ...]) -> str:
 def status(study: str, *, as_json: bool, is_watched: bool) -> int:
     """Show where a study stands; it may be running."""
     from automonai import api, terminal
+    from automonai.report import summarise
 
     if is_watched and as_json:
         raise click.UsageError("--watch and --json exclude each other; call 'status --json' again and again instead")
     if is_watched:
         return _watch(study)
-    summary = api.summary(study)
+    loaded, data, _ = api.load_study(study)
+    summary = summarise(loaded, data)
     if as_json:
         click.echo(summary.model_dump_json(indent=2))
         return 0
-    loaded, _, _ = api.load_study(study)
     click.echo(terminal.rendered(terminal.study_table(loaded, now=loaded.last_event_at)))
     if ago := terminal.last_event_words(loaded, time()):
         click.echo(f"as of    the last event, {ago}; 'automonai status {study} --watch' counts on")

@@ -19,7 +19,8 @@ from minio.error import MinioException
 from urllib3.exceptions import HTTPError
 
 from automonai.storage.retrying import Retrying
-from automonai.storage.s3 import S3Location, S3Settings, S3Store
+from automonai.storage.s3 import S3Store
+from automonai.storage.s3_settings import S3Location, S3Settings
 
 ACCESS_KEY, SECRET_KEY = "test-account", "not-so-secret-but-never-shown"
 BUCKET = "automonai"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from automonai.errors import StudyLockedError
+from automonai.errors import StoreAccessError, StudyLockedError
 
 ORPHANS_SECONDS = 60.0
 """How long a killed controller's workers may take to commit and leave before this counts as locked."""
@@ -27,9 +27,9 @@ def locked(folder: Path, *, study: str | None = None) -> Iterator[int]:
 
     Raises:
         StudyLockedError: If another controller is alive, or a dead one's workers do not leave.
+        StoreAccessError: If the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _opened(folder)
     try:
         _acquire(descriptor, study or str(folder))
         os.ftruncate(descriptor, 0)
@@ -38,6 +38,14 @@ def locked(folder: Path, *, study: str | None = None) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _opened(folder: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StoreAccessError(f"{folder}: cannot be written to ({error.strerror}); name another place") from error
 
 
 def _acquire(descriptor: int, study: str) -> None:

@@ -249,6 +249,11 @@ def _fetch(entry: _Entry, store: Store) -> None:
 def _make_room(entry: _Entry, *, limit_bytes: int) -> None:
     """Set room aside for an entry; evict first what others left half-fetched, then what was used longest ago."""
     root, needed_bytes = entry.root, entry.manifest.bytes
+    too_large = (
+        f"{root}: a dataset of {needed_bytes / 2**30:.2f} GiB does not fit: {limit_bytes / 2**30:.2f} GiB are allowed"
+    )
+    if needed_bytes > limit_bytes:
+        raise UserError(f"{too_large}; set {LIMIT_VARIABLE} higher")
     with _exclusively(root / ".lock"):
         for remains in root.glob(f"{_EVICTED}*"):
             shutil.rmtree(remains, ignore_errors=True)
@@ -259,10 +264,7 @@ def _make_room(entry: _Entry, *, limit_bytes: int) -> None:
             if excess > 0 and _evict(folder):
                 excess -= sizes[folder]
         if excess > 0:
-            raise UserError(
-                f"{root}: a dataset of {needed_bytes / 2**30:.2f} GiB does not fit: {limit_bytes / 2**30:.2f} GiB are"
-                f" allowed, and runs use what is there; set {LIMIT_VARIABLE} higher or let them end"
-            )
+            raise UserError(f"{too_large}, and runs use what is there; set {LIMIT_VARIABLE} higher or let them end")
         write_whole(entry.place / MANIFEST, lambda stream: stream.write(entry.content))
 
 

@@ -29,7 +29,8 @@ def open_store(location: str | Path) -> Store:
             raise UserError(f"{location}: write s3://bucket/folder, in Python as text: a Path loses one of the slashes")
         return LocalStore(Path(location))
     try:
-        from automonai.storage.s3 import S3Location, S3Settings, S3Store
+        from automonai.storage.s3 import S3Store
+        from automonai.storage.s3_settings import S3Location, S3Settings
     except ModuleNotFoundError as error:
         raise UserError(
             f"{location}: {error.name} is not installed; install S3 support with: pip install 'automonai[cluster]'"

@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import io
 import os
-import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import certifi
 import urllib3
@@ -21,6 +20,7 @@ from minio import Minio
 from minio.credentials.credentials import Credentials
 from minio.credentials.providers import IamAwsProvider, Provider, StaticProvider
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.helpers import ObjectWriteResult
 from urllib3.exceptions import HTTPError, SSLError
 
 from automonai.errors import (
@@ -34,10 +34,11 @@ from automonai.errors import (
 from automonai.storage.local import check_key, sha256_of, write_whole
 from automonai.storage.observing import Operation, observed
 from automonai.storage.retrying import Retrying
+from automonai.storage.s3_settings import S3Location, S3Settings
 
 T = TypeVar("T")
 
-AWS_ENDPOINT = "https://s3.amazonaws.com"
+AWS_STS_ENDPOINT = "https://sts.amazonaws.com"
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 IDENTITY_SECONDS = 5.0
@@ -49,7 +50,6 @@ CONNECTIONS = 16
 CHECKSUM = "sha256"
 """Name of the metadata that holds an object's SHA-256."""
 
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _TRANSIENT_CODES = frozenset(
     {
         "ClientDisconnected",  # a MinIO that is being stopped says so, with status 499, to whoever still waits
@@ -67,7 +67,8 @@ _TRANSIENT_STATUSES = frozenset({408, 429, 499, *range(500, 600)}) - {501}
 _VERBS = {"head": "look at"}
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject"})
 _REMEDIES = {
-    "AccessDenied": "the account needs s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on that bucket",
+    "AccessDenied": "the account needs s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on that bucket,"
+    " for AWS without AWS_REGION s3:GetBucketLocation too",
     "AllAccessDisabled": "the bucket is closed; ask who keeps it",
     "AuthorizationHeaderMalformed": "set AWS_REGION to the bucket's region",
     "ExpiredToken": "the session has expired; get new keys and an AWS_SESSION_TOKEN",
@@ -79,102 +80,6 @@ _REMEDIES = {
     "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
     "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY does not belong to AWS_ACCESS_KEY_ID, or AWS_REGION is wrong",
 }
-
-
-@dataclass(frozen=True)
-class S3Location:
-    """A bucket and the prefix below which a store's keys lie."""
-
-    bucket: str
-    prefix: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> S3Location:
-        """Return the location that `s3://bucket/prefix` names; the prefix may be missing.
-
-        Raises:
-            StoreAccessError: If it is not of that form.
-        """
-        bucket, _, prefix = text.removeprefix("s3://").partition("/")
-        prefix = prefix.rstrip("/")
-        try:
-            if prefix:
-                check_key(prefix)
-        except ValueError as error:
-            raise StoreAccessError(f"{text}: is no location; write s3://bucket/folder") from error
-        if not text.startswith("s3://") or not _BUCKET.fullmatch(bucket):
-            raise StoreAccessError(
-                f"{text}: is no location; write s3://bucket/folder, the bucket in 3 to 63 lower-case letters,"
-                " digits, hyphens and dots"
-            )
-        return cls(bucket, prefix)
-
-    def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
-
-    def name(self, key: str) -> str:
-        """Return the object's name in the bucket."""
-        return f"{self.prefix}/{key}" if self.prefix else key
-
-
-@dataclass(frozen=True)
-class S3Settings:
-    """How the service is reached; keys do not show in its repr."""
-
-    endpoint: str = AWS_ENDPOINT
-    """`http(s)://host[:port]`."""
-    region: str | None = None
-    """None: us-east-1, or what AWS says about the bucket."""
-    ca_bundle: str | None = None
-    """File of the authorities that are trusted; None: the public ones."""
-    addressing: str = ""
-    """`path` or `virtual`; empty: virtual for AWS, path for others."""
-    access_key: str | None = field(default=None, repr=False)
-    """None: the identity that the environment gives (web identity token, container's or instance's role)."""
-    secret_key: str | None = field(default=None, repr=False)
-    session_token: str | None = field(default=None, repr=False)
-    sts_endpoint: str | None = None
-    """Who exchanges a web identity token for keys; None: AWS."""
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> S3Settings:
-        """Return the settings of the variables that S3 tools share.
-
-        Raises:
-            StoreAccessError: If one of them is malformed or half of a pair.
-        """
-        variables = os.environ if environment is None else environment
-        endpoint = variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL") or AWS_ENDPOINT
-        settings = cls(
-            endpoint=endpoint.rstrip("/"),
-            region=variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or None,
-            ca_bundle=variables.get("AWS_CA_BUNDLE") or None,
-            addressing=variables.get("AWS_S3_ADDRESSING_STYLE", "").removesuffix("auto"),
-            access_key=variables.get("AWS_ACCESS_KEY_ID") or None,
-            secret_key=variables.get("AWS_SECRET_ACCESS_KEY") or None,
-            session_token=variables.get("AWS_SESSION_TOKEN") or None,
-            sts_endpoint=variables.get("AWS_ENDPOINT_URL_STS") or None,
-        )
-        settings._check()
-        return settings
-
-    def _check(self) -> None:
-        parts = urlsplit(self.endpoint)
-        if parts.username or parts.password:
-            raise StoreAccessError("AWS_ENDPOINT_URL_S3 holds a user or password; keys belong into AWS_ACCESS_KEY_ID")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query:
-            raise StoreAccessError(
-                f"AWS_ENDPOINT_URL_S3 (or AWS_ENDPOINT_URL) is '{self.endpoint}'; expected https://host or"
-                " http://host:port"
-            )
-        if (self.access_key is None) != (self.secret_key is None):
-            raise StoreAccessError("set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither")
-        if self.ca_bundle is not None and not Path(self.ca_bundle).is_file():
-            raise StoreAccessError(
-                f"AWS_CA_BUNDLE names {self.ca_bundle}, which is no file; name a file of certificates"
-            )
-        if self.addressing not in ("", "path", "virtual"):
-            raise StoreAccessError(f"AWS_S3_ADDRESSING_STYLE is '{self.addressing}'; expected path, virtual or auto")
 
 
 class S3Store:
@@ -208,7 +113,7 @@ class S3Store:
 
         def write() -> None:
             body = io.BytesIO(content)
-            self._client.put_object(
+            written = self._client.put_object(
                 self.location.bucket,
                 name,
                 body,
@@ -217,6 +122,7 @@ class S3Store:
                 part_size=PART_BYTES,
                 num_parallel_uploads=PARALLEL_PARTS,
             )
+            _refuse_unconfirmed(written)
 
         self._request("put", key, write, sent_bytes=len(content))
 
@@ -242,7 +148,7 @@ class S3Store:
         metadata = {CHECKSUM: sha256_of(source)}
 
         def write() -> None:
-            self._client.fput_object(
+            written = self._client.fput_object(
                 self.location.bucket,
                 name,
                 str(source),
@@ -250,6 +156,7 @@ class S3Store:
                 part_size=PART_BYTES,
                 num_parallel_uploads=PARALLEL_PARTS,
             )
+            _refuse_unconfirmed(written)
 
         self._request("put", key, write, sent_bytes=source.stat().st_size)
 
@@ -284,7 +191,8 @@ class S3Store:
             # Without a region the client would ask for it first, which other services do not always answer.
             region=settings.region or (None if is_aws else "us-east-1"),
             credentials=_provider(settings),
-            http_client=urllib3.PoolManager(
+            http_client=_http_client(
+                settings.endpoint,
                 timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
                 maxsize=CONNECTIONS,
                 cert_reqs="CERT_REQUIRED",
@@ -355,7 +263,7 @@ class S3Store:
         verb = _VERBS.get(operation, operation)
         try:
             return self._retrying.call(attempt, transient=self._transient)
-        except (MinioException, HTTPError, _NoIdentityError) as error:
+        except (MinioException, HTTPError, _NoIdentityError, _UnconfirmedUploadError) as error:
             raise self._explained(error, f"{verb} {self.location.name(key)}") from error
 
     def _transient(self, error: Exception) -> str | None:
@@ -367,6 +275,8 @@ class S3Store:
                 return f"{endpoint} answered with status {_status(error)}"
             case HTTPError() if not _is_certificate_error(error):
                 return f"no answer from {endpoint} ({type(error).__name__})"
+            case _UnconfirmedUploadError():
+                return f"{endpoint} did not confirm an upload"
             case _NoIdentityError() if error.is_transient:
                 return str(error)
         return None
@@ -379,7 +289,7 @@ class S3Store:
             kind = StoreUnavailableError if error.is_transient else StoreAccessError
             return kind(f"{where}: {error}")
         if self._transient(error):
-            why = "the server answers with errors" if isinstance(error, MinioException) else "it does not answer"
+            why = "it does not answer" if isinstance(error, HTTPError) else "the server answers with errors"
             return StoreUnavailableError(
                 f"{where}: {why} ({_kind(error)}), tried for {self._retrying.patience_seconds:.0f} s; check that"
                 " the server runs and that AWS_ENDPOINT_URL_S3 (or AWS_ENDPOINT_URL) is its address"
@@ -426,7 +336,8 @@ class _EnvironmentIdentity(Provider):
         self._provider = IamAwsProvider(
             custom_endpoint=settings.sts_endpoint if is_web_identity else None,
             region=settings.region,
-            http_client=urllib3.PoolManager(
+            http_client=_http_client(
+                (settings.sts_endpoint or AWS_STS_ENDPOINT) if is_web_identity else None,
                 timeout=urllib3.Timeout(total=IDENTITY_SECONDS),
                 ca_certs=settings.ca_bundle or certifi.where(),
                 retries=False,  # urllib3 would log the URL that it tries again, and that holds the token
@@ -448,6 +359,36 @@ class _EnvironmentIdentity(Provider):
         return (
             "there are no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL_S3 if not for AWS"
         )
+
+
+def _http_client(url: str | None, **options: Any) -> urllib3.PoolManager:
+    """Return a client that goes by the proxy which HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for that URL.
+
+    None: by no proxy, as an instance's own address needs it.
+    """
+    parts = urlsplit(url or "")
+    proxy = getproxies().get(parts.scheme)
+    if proxy is None or not parts.hostname or proxy_bypass(parts.hostname):
+        return urllib3.PoolManager(**options)
+    try:
+        return urllib3.ProxyManager(proxy, **options)
+    except (HTTPError, ValueError) as error:  # not quoted: it may hold a password
+        raise StoreAccessError(
+            f"{parts.scheme.upper()}_PROXY is no proxy's address; expected http://host:port"
+        ) from error
+
+
+def _refuse_unconfirmed(written: ObjectWriteResult) -> None:
+    """Refuse an upload in parts whose end the server answered with an error under the status 200, as AWS may.
+
+    The client takes such an answer for a result without an entity tag.
+    """
+    if not written.etag:
+        raise _UnconfirmedUploadError(written.object_name)
+
+
+class _UnconfirmedUploadError(Exception):
+    """The server did not say that an object is whole."""
 
 
 def _provider(settings: S3Settings) -> Provider:

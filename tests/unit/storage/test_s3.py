@@ -28,7 +28,8 @@ from automonai.errors import (
     StoreUnavailableError,
 )
 from automonai.storage.retrying import Retrying
-from automonai.storage.s3 import PART_BYTES, S3Location, S3Settings, S3Store
+from automonai.storage.s3 import PART_BYTES, S3Store
+from automonai.storage.s3_settings import S3Location, S3Settings
 
 IMPATIENT = Retrying(patience_seconds=0.0, least_tries=1)
 READER, READER_SECRET = "reader", "reader-not-so-secret"
@@ -327,6 +328,59 @@ def test_a_request_that_was_under_way_when_its_server_was_stopped_is_made_again(
     )
     {"get": store.get, "exists": store.exists, "put": lambda key: store.put(key, b"content")}[operation]("a")
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(("errors", "is_told"), [(2, False), (9, True)])
+def test_an_upload_in_parts_that_is_answered_with_an_error_and_status_200_is_made_again(
+    answering: tuple[str, type[Answers]], tmp_path: Path, errors: int, is_told: bool
+) -> None:
+    """AWS answers CompleteMultipartUpload so (its API reference)."""
+    endpoint, handler = answering
+    left = [CUT_OFF.replace(b"ClientDisconnected", b"InternalError")] * errors
+    whole = b'<CompleteMultipartUploadResult><Key>a</Key><ETag>"e"</ETag></CompleteMultipartUploadResult>'
+    begun = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+
+    def post(self: Answers) -> None:
+        self.body = begun if self.path.endswith("?uploads=") else left.pop() if left else whole
+        self.statuses = [200]
+        self.do_GET()
+
+    handler.do_POST = post  # type: ignore[attr-defined]
+    handler.statuses = [200] * 40
+    retrying = Retrying(sleep=lambda seconds: None, patience_seconds=0.0, least_tries=4)
+    settings = S3Settings(endpoint=endpoint, access_key="id", secret_key="secret")
+    store = S3Store(S3Location("abc"), settings, retrying=retrying)
+    (tmp_path / "large").write_bytes(bytes(PART_BYTES + 1))
+    if is_told:
+        with pytest.raises(
+            StoreUnavailableError, match="cannot put a in bucket 'abc' .* the server answers with errors"
+        ):
+            store.upload(tmp_path / "large", "a")
+    else:
+        store.upload(tmp_path / "large", "a")
+    assert len(left) == max(0, errors - 4)
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_used"),
+    [({}, False), ({"http_proxy": "PROXY"}, True), ({"http_proxy": "PROXY", "no_proxy": "minio.invalid"}, False)],
+)
+def test_a_proxy_is_used_where_the_environment_names_one(
+    answering: tuple[str, type[Answers]], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], is_used: bool
+) -> None:
+    proxy, handler = answering
+    handler.statuses, handler.body = [200], b"content"
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.replace("PROXY", proxy))
+    settings = S3Settings(endpoint="http://minio.invalid:9000", access_key="id", secret_key="secret")
+    store = S3Store(S3Location("abc"), settings, retrying=IMPATIENT)
+    if is_used:
+        assert store.get("a") == b"content"
+    else:
+        with pytest.raises(StoreUnavailableError):
+            store.get("a")
 
 
 def test_a_page_that_is_no_s3_answer_is_told(answering: tuple[str, type[Answers]]) -> None:
