@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from automonai.domain.records import Record
 from automonai.errors import ClusterError, ObjectNotFoundError, SpecError, UserError
@@ -74,7 +75,7 @@ class Surroundings(Record):
             workflow_uid=environment.get("AUTOMONAI_WORKFLOW_UID", ""),
             job_template=Path(template) if template else None,
             progress_file=Path(progress) if progress else None,
-            identity=f"{socket.gethostname()}-{os.getpid()}",
+            identity=f"{socket.gethostname()}-{uuid4().hex[:8]}",  # a long pod's name is cut, and may be another's
             metrics_port=_port(environment.get("AUTOMONAI_METRICS_PORT", "")),
         )
 
@@ -199,40 +200,46 @@ def finish(*, surroundings: Surroundings | None = None, api: ClusterApi | None =
         UserError: If this is no step of a workflow.
     """
     from automonai.execution.cluster_api import connect
-    from automonai.execution.jobs import PART_OF, PART_OF_LABEL, WORKFLOW_LABEL
+    from automonai.execution.jobs import WORKFLOW_LABEL
 
     here = surroundings or Surroundings.from_environment()
     if here.workflow is None:
         raise UserError("AUTOMONAI_WORKFLOW_NAME is not set: 'step finish' is for the exit step of a workflow")
-    cluster, workflow = api or connect(here.namespace), here.workflow[:63]  # as a label has it
-    deleted: set[str] = set()
-
-    def delete() -> None:
-        for job in cluster.list_jobs(f"{PART_OF_LABEL}={PART_OF},{WORKFLOW_LABEL}={workflow}"):
-            if not job.has_ended:
-                cluster.delete_job(job.metadata.name)
-                deleted.add(job.metadata.name)
-
-    _patiently(delete)
-    return len(deleted)
+    return _delete_jobs(api or connect(here.namespace), f"{WORKFLOW_LABEL}={here.workflow}", keep=frozenset)
 
 
 def delete_orphans(namespace: str, *, api: ClusterApi | None = None) -> int:
-    """Delete the Jobs whose Workflow is over or gone: what the janitor does; return how many there were."""
+    """Delete the Jobs that run although their Workflow is over or gone: what the janitor does; return how many."""
     from automonai.execution.cluster_api import connect
-    from automonai.execution.jobs import PART_OF, PART_OF_LABEL, WORKFLOW_LABEL
+    from automonai.execution.jobs import WORKFLOW_LABEL
 
     cluster = api or connect(namespace)
+
+    def living() -> frozenset[str]:
+        return frozenset(workflow.metadata.name for workflow in cluster.living_workflows())
+
+    return _delete_jobs(cluster, WORKFLOW_LABEL, keep=living)
+
+
+def _delete_jobs(cluster: ClusterApi, selector: str, *, keep: Callable[[], frozenset[str]]) -> int:
+    """Delete the selected Jobs that have not ended, but those of workflows to keep; return how many there were.
+
+    What has ended holds no GPU, and its log stays for as long as the chart's `trial.ttlSeconds`.
+    """
+    from automonai.execution.jobs import PART_OF, PART_OF_LABEL, WORKFLOW_LABEL
+
     deleted: set[str] = set()
 
     def delete() -> None:
         # Jobs first: a Workflow that begins in between has none in this list.
-        jobs = cluster.list_jobs(f"{PART_OF_LABEL}={PART_OF},{WORKFLOW_LABEL}")
-        living = {workflow.metadata.name for workflow in cluster.living_workflows()}
-        for job in (job.metadata for job in jobs if job.metadata.labels.get(WORKFLOW_LABEL) not in living):
-            cluster.delete_job(job.name)
-            deleted.add(job.name)
-            logger.info("Job %s of workflow %s deleted", job.name, job.labels.get(WORKFLOW_LABEL))
+        jobs = cluster.list_jobs(f"{PART_OF_LABEL}={PART_OF},{selector}")
+        kept = keep()
+        for job in jobs:
+            workflow = job.metadata.labels.get(WORKFLOW_LABEL, "")
+            if not job.has_ended and workflow not in kept:
+                cluster.delete_job(job.metadata.name)
+                deleted.add(job.metadata.name)
+                logger.info("Job %s of workflow %s deleted", job.metadata.name, workflow)
 
     _patiently(delete)
     return len(deleted)

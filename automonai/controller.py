@@ -45,7 +45,7 @@ from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, St
 from automonai.domain.run import FailureReason, Purpose, Result, Run, RunState, Trial
 from automonai.domain.seeds import derive_seed
 from automonai.domain.study import Study
-from automonai.errors import LostTooOftenError
+from automonai.errors import LostTooOftenError, StopRequestedError
 from automonai.execution.executor import Executor, Notice, Report
 from automonai.search.sampler import History, Observation, Sampler
 from automonai.storage import keys
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 QUIET_SECONDS = 60.0
-"""After so long without an event the passing of time is one, so that most of what a killed controller spent is known."""
+"""After so long without an event the passing of time is one: what a killed controller spent is known but for that."""
 
 
 class Watch(Protocol):
@@ -357,7 +357,11 @@ def _runs_with_checkpoints(store: Store) -> set[str]:
 
 
 def _record(controller: Controller, event: Event) -> None:
-    """Write an event down, then let it count."""
+    """Write an event down, then let it count; one that comes while another controller may write has to wait."""
+    while not controller.may_write():
+        if controller.should_stop():
+            raise StopRequestedError(f"this controller may not write any more; {event.kind} is its successor's to see")
+        time.sleep(POLL_SECONDS)
     controller.journal.append(event)
     controller.study.apply(event)
     controller.watch.on_event(event, controller.study)

@@ -14,19 +14,20 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlencode
 
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from automonai.errors import ClusterError, UserError
-from automonai.execution.cluster_objects import Change, Job, Kind, Lease, Pod, Workflow
+from automonai.execution.cluster_objects import Change, Job, Kind, Lease, Pod, Workflow, WorkflowTemplate
 from automonai.execution.jobs import JsonObject
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
 
 Items = list[JsonValue]
+M = TypeVar("M", bound=BaseModel)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ _PATHS = {
     "jobs": "/apis/batch/v1/namespaces/{namespace}/jobs",
     "pods": "/api/v1/namespaces/{namespace}/pods",
     "workflows": "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows",
+    "workflowtemplates": "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflowtemplates",
     "leases": "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
 }
 _KEEP_ALIVE = [  # a watch whose server vanished without a word ends within a minute
@@ -94,7 +96,7 @@ class Stream:
         try:
             for line in _lines(self._response.stream(None)):
                 yield self._event(line)
-        except (HTTPError, OSError, ValueError) as error:
+        except (HTTPError, OSError, ValueError, KeyError) as error:
             raise ClusterError(f"the watch broke: {error}", status=UNREACHABLE) from error
         finally:
             self._response.close()
@@ -143,12 +145,12 @@ class ClusterApi:
         Raises:
             ClusterError: With status 409 if there is one of that name.
         """
-        return Job.model_validate_json(self._call("POST", self._path("jobs"), body=manifest))
+        return self._read(Job, "POST", self._path("jobs"), body=manifest)
 
     def find_job(self, name: str) -> Job | None:
         """Return a Job, None if there is none of that name."""
         with _none_if_missing():
-            return Job.model_validate_json(self._call("GET", self._path("jobs", name)))
+            return self._read(Job, "GET", self._path("jobs", name))
         return None
 
     def delete_job(self, name: str) -> None:
@@ -161,19 +163,19 @@ class ClusterApi:
         """Return all objects of a kind with these labels, read in pages."""
         model = Job if kind == "jobs" else Pod
         items, version = self._pages(kind, selector)
-        return Listing(tuple(model.model_validate(item) for item in items), version)
+        with _answers_of_the_api(f"GET {self._path(kind)}"):
+            return Listing(tuple(model.model_validate(item) for item in items), version)
 
     def _pages(self, resource: str, selector: str) -> tuple[Items, str]:
         """Return all objects with these labels, read in pages, and the list's resource version."""
         found: Items = []
         query = {"labelSelector": selector, "limit": str(PAGE)}
         while True:
-            document = json.loads(self._call("GET", self._path(resource), query=query))
-            found += document.get("items") or ()
-            metadata = document["metadata"]
-            if not metadata.get("continue"):
-                return found, metadata["resourceVersion"]
-            query["continue"] = metadata["continue"]
+            page = self._read(_Page, "GET", self._path(resource), query=query)
+            found += page.items or ()
+            if not page.metadata.continue_:
+                return found, page.metadata.resource_version
+            query["continue"] = page.metadata.continue_
 
     def list_jobs(self, selector: str) -> tuple[Job, ...]:
         """Return the Jobs with these labels."""
@@ -199,17 +201,24 @@ class ClusterApi:
     def find_workflow(self, name: str) -> Workflow | None:
         """Return a Workflow, None if there is none of that name."""
         with _none_if_missing():
-            return Workflow.model_validate_json(self._call("GET", self._path("workflows", name)))
+            return self._read(Workflow, "GET", self._path("workflows", name))
         return None
 
     def living_workflows(self) -> tuple[Workflow, ...]:
         """Return the namespace's Workflows that are not over; those that are may be many, and large."""
-        found = (Workflow.model_validate(item) for item in self._pages("workflows", NOT_COMPLETED)[0])
+        with _answers_of_the_api(f"GET {self._path('workflows')}"):
+            found = [Workflow.model_validate(item) for item in self._pages("workflows", NOT_COMPLETED)[0]]
         return tuple(workflow for workflow in found if not workflow.is_over)
 
     def create_workflow(self, manifest: JsonObject) -> Workflow:
         """Create a Workflow and return it."""
-        return Workflow.model_validate_json(self._call("POST", self._path("workflows"), body=manifest))
+        return self._read(Workflow, "POST", self._path("workflows"), body=manifest)
+
+    def find_workflow_template(self, name: str) -> WorkflowTemplate | None:
+        """Return a WorkflowTemplate, None if there is none of that name."""
+        with _none_if_missing():
+            return self._read(WorkflowTemplate, "GET", self._path("workflowtemplates", name))
+        return None
 
     def stop_workflow(self, name: str) -> None:
         """Ask Argo to end a Workflow as its UI's Stop does: its exit step still runs."""
@@ -219,7 +228,7 @@ class ClusterApi:
     def find_lease(self, name: str) -> Lease | None:
         """Return a Lease, None if there is none of that name."""
         with _none_if_missing():
-            return Lease.model_validate_json(self._call("GET", self._path("leases", name)))
+            return self._read(Lease, "GET", self._path("leases", name))
         return None
 
     def create_lease(self, manifest: JsonObject) -> Lease:
@@ -228,7 +237,7 @@ class ClusterApi:
         Raises:
             ClusterError: With status 409 if somebody was faster.
         """
-        return Lease.model_validate_json(self._call("POST", self._path("leases"), body=manifest))
+        return self._read(Lease, "POST", self._path("leases"), body=manifest)
 
     def replace_lease(self, name: str, manifest: JsonObject) -> Lease:
         """Replace a Lease of the manifest's resource version.
@@ -236,11 +245,25 @@ class ClusterApi:
         Raises:
             ClusterError: With status 409 if it has another by now.
         """
-        return Lease.model_validate_json(self._call("PUT", self._path("leases", name), body=manifest))
+        return self._read(Lease, "PUT", self._path("leases", name), body=manifest)
 
     def _path(self, resource: str, name: str | None = None) -> str:
         path = _PATHS[resource].format(namespace=self.namespace)
         return path if name is None else f"{path}/{name}"
+
+    def _read(
+        self,
+        model: type[M],
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: JsonObject | None = None,
+    ) -> M:
+        """Return the object that the API answers with."""
+        content = self._call(method, path, query=query, body=body)
+        with _answers_of_the_api(f"{method} {path}"):
+            return model.model_validate_json(content)
 
     def _call(
         self,
@@ -337,6 +360,25 @@ def _none_if_missing() -> Iterator[None]:
     except ClusterError as error:
         if error.status != NOT_FOUND:
             raise
+
+
+@contextmanager
+def _answers_of_the_api(request: str) -> Iterator[None]:
+    """Take an answer that is none of the API's, such as a proxy's page, for one that did not come."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ClusterError(f"{request}: the answer is none of the Kubernetes API", status=UNREACHABLE) from error
+
+
+class _PageFacts(BaseModel):
+    continue_: str = Field(default="", alias="continue")
+    resource_version: str = Field(alias="resourceVersion")
+
+
+class _Page(BaseModel):
+    items: Items | None = None
+    metadata: _PageFacts
 
 
 class _Status(BaseModel):

@@ -173,7 +173,7 @@ class KubernetesExecutor:
         if found is None or found.metadata.deletion_timestamp is not None:
             job.put_off(self._clock())
             return
-        job.made(found.metadata.uid)
+        job.made(found.metadata.uid, is_adopted=True)
         job.note(found)
         self._list_pods(job)
         logger.info("adopted as Job %s", job.name, extra=job.ids)

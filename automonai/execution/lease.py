@@ -64,6 +64,13 @@ class HeldLease:
             logger.warning("the Lease of study %s could not be given back: %s", self._study, error)
 
     def _keep(self) -> None:
+        try:
+            self._renew_again_and_again()
+        finally:  # whatever ended it: nobody renews it any more
+            if not self._stopping.is_set():
+                self._lost.set()
+
+    def _renew_again_and_again(self) -> None:
         while not self._stopping.wait(RENEW_SECONDS):
             asked_at = time.monotonic()
             try:

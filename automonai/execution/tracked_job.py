@@ -50,8 +50,10 @@ class TrackedJob:
     is_missing: bool = False
     """Whether a list lacked the Job: it is asked for by name."""
     is_deletion_asked: bool = False
+    is_adopted: bool = False
+    """Whether the Job was there before the request: the watches may have told of its pods already."""
     are_pods_asked: bool = False
-    """Whether the pods of a Job that failed were asked for: the two watches do not keep step."""
+    """Whether the pods of a Job that failed or was adopted were asked for: the two watches do not keep step."""
     next_try_at: float = 0.0
     is_news: bool = False
     """Whether something was seen since it was last looked at."""
@@ -81,7 +83,9 @@ class TrackedJob:
 
     @property
     def lacks_pods(self) -> bool:
-        """Whether the Job has failed, but no pod that could say why has been seen to end."""
+        """Whether the Job was adopted, or has failed and no pod that could say why has been seen to end."""
+        if self.is_adopted and not self.are_pods_asked:
+            return True
         job, pod = self.sighting.job, self.sighting.newest_pod
         has_failed = job is not None and job.condition("Failed") is not None
         return has_failed and not self.are_pods_asked and (pod is None or not pod.has_ended)
@@ -101,9 +105,9 @@ class TrackedJob:
         uid = thing.metadata.uid if isinstance(thing, Job) else thing.metadata.labels.get(JOB_UID_LABEL)
         return self.uid == uid
 
-    def made(self, uid: str) -> None:
+    def made(self, uid: str, *, is_adopted: bool = False) -> None:
         """Take note that its Job is there."""
-        self.uid, self._failures, self._refused_since = uid, 0, None
+        self.uid, self.is_adopted, self._failures, self._refused_since = uid, is_adopted, 0, None
 
     def may_be_refused(self, now: float, error: ClusterError) -> bool:
         """Whether a refusal may only mean that the API server has just been started; if it lasts, it does not."""

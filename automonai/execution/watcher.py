@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from automonai.execution.cluster_objects import Change, Job, Kind, Pod
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE_SECONDS = 10.0
+SHORT_SECONDS = 1.0
+"""A watch that ends sooner, though without an error, is a server or proxy that does not keep watches open."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Watcher:
         self._stopping = threading.Event()
         self._stream: Stream | None = None
         self._seen: str | None = None
+        self._failures = 0
+        """Breaks in a row without a change between them."""
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"watch-{kind}")
 
     def start(self) -> None:
@@ -62,21 +67,21 @@ class Watcher:
             self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
-        failures = 0
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
                 if self._seen is None:
                     self._seen = self._list()
                 self._watch(self._seen)
-                failures = 0
+                why = "it ended at once" if time.monotonic() - began < SHORT_SECONDS else ""
             except ClusterError as error:
-                if self._stopping.is_set():
-                    return
                 if error.status == GONE:
                     self._seen = None
-                failures += 1
-                logger.warning("watching %s: %s; trying again", self._kind, error)
-                self._stopping.wait(pause_seconds(failures))
+                why = str(error)
+            if why and not self._stopping.is_set():
+                self._failures += 1
+                logger.warning("watching %s: %s; trying again", self._kind, why)
+                self._stopping.wait(pause_seconds(self._failures))
 
     def _list(self) -> str:
         listing = self._api.list(self._kind, self._selector)
@@ -91,6 +96,7 @@ class Watcher:
             self._stream.end()
         try:
             for event in self._stream:
+                self._failures = 0
                 self._seen = event.object.metadata.resource_version
                 if event.change is not Change.BOOKMARK:
                     self._tell(event)

@@ -156,8 +156,8 @@ def _check_entry(name: str, entry: Dimension | Scalar) -> None:
             if isinstance(entry, RealRange):
                 if significant(entry.low) == significant(entry.high):
                     raise SpecError(
-                        f"{where}: {entry.low!r} and {entry.high!r} are one value in the {SIGNIFICANT_DIGITS} digits that"
-                        " a configuration keeps; write that value alone"
+                        f"{where}: {entry.low!r} and {entry.high!r} are one value in the {SIGNIFICANT_DIGITS} digits"
+                        " that a configuration keeps; write that value alone"
                     )
                 # A field of whole numbers takes 2.0 and 6.0, but not what lies between them.
                 _check_value(where, name, entry.low + 0.3183 * (entry.high - entry.low))

@@ -11,6 +11,7 @@ from automonai.domain.plan import make_plan
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Origin, Purpose, Result, RunState
 from automonai.domain.study import Study
+from automonai.errors import StopRequestedError
 from automonai.execution.executor import Notice, Report
 from automonai.execution.fake import FakeExecutor
 from automonai.search.sampler import History, Proposal
@@ -369,10 +370,20 @@ def test_nothing_is_written_while_another_controller_may_have_the_study(monkeypa
         def on_tick(self, study: Study, now: float) -> None:
             events_at_ticks.append(count_events(bench.store))
 
-    sure = iter([False, False, False])
+    sure = iter([True, False, False, False])
     study = bench.run(watch=Counting(), may_write=lambda: next(sure, True))
     assert events_at_ticks[:3] == [2, 2, 2]  # the study's start and the session's
     assert study.is_over
+
+
+def test_an_event_that_comes_when_another_controller_may_write_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("automonai.controller.time.sleep", waited.append)
+    bench, sure = Bench(make_spec(iterations=1)), iter([True, True, True, True])
+    with pytest.raises(StopRequestedError, match="may not write any more"):
+        bench.run(may_write=lambda: next(sure, False), should_stop=lambda: len(waited) > 3)
+    assert count_events(bench.store) < 6
+    assert bench.run().ended.succeeded
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 4])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.request import EnsembleRequest, Member, TrainRequest
@@ -31,6 +32,7 @@ FULL = JobTemplate(
     image="registry.example/automonai-trainer@sha256:00",
     image_pull_secrets=("registry",),
     service_account="trial",
+    user_id=65532,
     labels={"team": "radiology"},
     annotations={"example.org/cost-centre": "7"},
     requests={"cpu": "4", "memory": "16Gi"},
@@ -45,6 +47,7 @@ FULL = JobTemplate(
     runtime_class="nvidia",
     kueue_queue="research",
     env={"OMP_NUM_THREADS": "4"},
+    more_env=({"name": "NODE_ADDRESS", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},),
     env_from_secrets=("automonai-s3",),
     ca_secret="store-ca",
     metrics_port=9109,
@@ -69,7 +72,7 @@ def manifest(template: JobTemplate, owner: WorkflowOwner | None = OWNER) -> dict
 def test_a_run_that_asks_for_no_gpu_sees_none(gpus: int, hidden: bool) -> None:
     made = manifest(FULL.model_copy(update={"gpus_per_run": gpus}))
     (container,) = made["spec"]["template"]["spec"]["containers"]
-    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert ("NVIDIA_VISIBLE_DEVICES" in environment) is hidden
     assert (environment.get("CUDA_VISIBLE_DEVICES") == "") is hidden
 
@@ -106,6 +109,18 @@ def test_names_fit_whatever_the_study_is_called() -> None:
 
 def test_a_study_begun_anew_has_another_id() -> None:
     assert study_id("hippocampus", 1.0) == study_id("hippocampus", 1.0) != study_id("hippocampus", 2.0)
+
+
+def test_without_a_user_id_the_platform_gives_one_and_the_rest_stays() -> None:
+    context = manifest(JobTemplate(image="trainer:1"))["spec"]["template"]["spec"]["securityContext"]
+    assert context.keys() == {"runAsNonRoot", "fsGroupChangePolicy", "seccompProfile"}
+    with pytest.raises(ValidationError, match="user_id"):
+        JobTemplate(image="trainer:1", user_id=0)
+
+
+def test_further_environment_comes_last_as_it_is() -> None:
+    (container,) = manifest(FULL)["spec"]["template"]["spec"]["containers"]
+    assert container["env"][-1] == FULL.more_env[0]
 
 
 def test_no_gpu_is_asked_for_on_a_cpu() -> None:

@@ -15,7 +15,8 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Result, Run, RunState
 from automonai.errors import ClusterError
-from automonai.execution.cluster_api import STARTING_SECONDS
+from automonai.execution.cluster_api import STARTING_SECONDS, Listing
+from automonai.execution.cluster_objects import Kind
 from automonai.execution.executor import Notice, Report
 from automonai.execution.jobs import JobTemplate, StudyHandle, WorkflowOwner
 from automonai.execution.kubernetes import KubernetesExecutor
@@ -320,6 +321,32 @@ def test_a_successor_adopts_running_jobs_and_hears_of_their_end(bench: Bench) ->
     bench.finish(request())
     bench.cluster.end_pod(pod, 0)
     assert second.poll(5.0) == [Report(run_id=request().run_id)]
+
+
+def test_a_successor_whose_first_look_at_the_pods_fails_looks_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bench.executor()
+    first.submit(request())
+    pod = bench.cluster.start_pod(bench.cluster.only_job())
+    first.close()
+    second = bench.executor()
+    monkeypatch.setattr(second, "_start_watching", lambda: None)  # they told of the pod before its Job was known
+    look, failures = second._api.list, [ClusterError("too many requests", status=429)]
+
+    def looking(kind: Kind, selector: str) -> Listing:
+        if failures:
+            raise failures.pop()
+        return look(kind, selector)
+
+    monkeypatch.setattr(second._api, "list", looking)
+    second.submit(request())
+    bench.clock.now += TEMPLATE.pending_seconds + 1
+    assert second.poll(0.0) == []
+    assert second.notices() == [Notice(run_id=request().run_id)]
+    bench.clock.now += TEMPLATE.pending_seconds + 1
+    assert second.poll(0.0) == []
+    assert pod in bench.cluster.objects["pods"]
 
 
 def test_a_successor_learns_of_a_loss_that_happened_while_nobody_watched(bench: Bench) -> None:

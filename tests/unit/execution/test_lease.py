@@ -163,3 +163,12 @@ def test_an_api_that_is_away_for_long_loses_it(cluster: FakeCluster, monkeypatch
     with leased(cluster.api(), "brain", identity="first") as lease:
         cluster.stop()
         until(lease.is_lost)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_lease_that_nothing_renews_any_more_is_lost(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with leased(cluster.api(), "brain", identity="first") as lease:
+        monkeypatch.setattr(lease, "_renew", lambda: 1 / 0)
+        monkeypatch.setattr("threading.excepthook", lambda arguments: None)
+        until(lease.is_lost)
+        assert not lease.is_sure()
