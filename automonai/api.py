@@ -22,7 +22,7 @@ from automonai.domain.study import Study
 from automonai.errors import DatasetError, ObjectNotFoundError, SpecError, StudyNotFoundError
 from automonai.execution.local import LocalExecutor, workers_folder
 from automonai.execution.lock import locked
-from automonai.execution.machine import detect_machine, refuse_unusable
+from automonai.execution.machine import detect_machine, detect_processor, refuse_unusable
 from automonai.monitoring import monitored
 from automonai.observability.logs import log_context
 from automonai.preparing import CACHE_FOLDER, cache_folder_of, dataset_here
@@ -33,6 +33,7 @@ from automonai.starting import begin, refuse_missing_files, replay
 from automonai.storage import keys
 from automonai.storage.datasets import Push, push_dataset
 from automonai.storage.journal import Journal
+from automonai.storage.local import discard_unfinished
 from automonai.storage.opening import is_remote, join_location, open_store, place_on_this_machine, user_cache_folder
 from automonai.storage.store import Store, read_record
 
@@ -83,7 +84,13 @@ def check(dataset: str | Path, *, on_case: Callable[[int, int], None] | None = N
     """
     from automonai.imaging.checking import check_dataset
 
-    return check_dataset(dataset_here(dataset, user_cache_folder()), progress=on_case)
+    machine = detect_processor()
+    return check_dataset(
+        dataset_here(dataset, user_cache_folder()),
+        readers=machine.cores,
+        memory_bytes=machine.memory_per_run(1, on_gpu=False),
+        progress=on_case,
+    )
 
 
 def push_data(folder: str | Path, location: str, *, on_file: Callable[[str, int, int], None] | None = None) -> Push:
@@ -165,6 +172,7 @@ def search(
     shown = monitored(spec.name, port=metrics_port, watch=watch, workers_folder=workers_folder(location))
     with log_context(study=spec.name), locked(place_on_this_machine(location), study=location) as lock, shown as seen:
         store = open_store(location)
+        discard_unfinished(place_on_this_machine(location))
         journal, began = Journal(store), time()
         study, data = begin(spec, store, journal)
         if not study.is_over:

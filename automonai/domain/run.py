@@ -161,7 +161,9 @@ class Result(Record):
     prediction_seconds_per_case: float | None = None
     """Time to predict and score one validation case."""
     steps_per_epoch: int | None = None
-    """Optimiser steps of one epoch: a patch of each training case."""
+    """Optimiser steps of one epoch."""
+    patches_per_epoch: int | None = None
+    """Patches that one epoch trains on: one of each training case."""
     steps: int = 0
     """Optimiser steps of the process that ended this run, like the three figures below."""
     data_wait_seconds: float | None = None

@@ -261,9 +261,10 @@ def _gpu_seconds(
     for _, result in results:
         outcome = outcome_of(result)
         spent[outcome] = spent.get(outcome, 0.0) + result.seconds
-    if study.ensemble is not None:
-        spent[COMPLETE] += study.ensemble.seconds
-    return {(outcome,): total * gpus_per_run for outcome, total in spent.items()}
+    gpu_seconds: dict[tuple[str, ...], float] = {(outcome,): total * gpus_per_run for outcome, total in spent.items()}
+    if study.ensemble is not None:  # its Job has one GPU however many a run has
+        gpu_seconds[(COMPLETE,)] += study.ensemble.seconds * min(1, gpus_per_run)
+    return gpu_seconds
 
 
 def _standing(study: Study, now: float) -> Iterator[Metric]:
@@ -298,7 +299,7 @@ def _work(results: Sequence[tuple[str, Result]]) -> Iterator[Metric]:
     peaks: dict[tuple[str, ...], float] = {}
     for rung, result in results:
         epochs[(rung,)] += result.epochs
-        patches += result.epochs * patches_per_epoch(result)
+        patches += result.epochs * (result.patches_per_epoch or 0)
         if result.patches_per_second is not None:
             rates[(rung,)] = result.patches_per_second
         if result.peak_memory_bytes is not None:
@@ -307,13 +308,6 @@ def _work(results: Sequence[tuple[str, Result]]) -> Iterator[Metric]:
     yield _counter(EPOCHS, epochs)
     yield _gauge(THROUGHPUT, rates)
     yield _gauge(PEAK_MEMORY, peaks)
-
-
-def patches_per_epoch(result: Result) -> int:
-    """Return what follows from a run's two rates, of which both are over the same time; 0 without them."""
-    if result.patches_per_second is None or result.seconds_per_epoch is None:
-        return 0
-    return round(result.patches_per_second * result.seconds_per_epoch)
 
 
 def _counter(definition: Definition, values: Mapping[tuple[str, ...], float]) -> Metric:

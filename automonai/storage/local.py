@@ -114,6 +114,13 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     _sync_folder(path.parent)
 
 
+def discard_unfinished(folder: Path) -> None:
+    """Delete what writers that were killed have left below a folder; for whoever knows that none is at work there."""
+    for path in folder.rglob(f"{UNFINISHED}*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def _is_object(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
 

@@ -166,6 +166,17 @@ def test_gpu_time_is_counted_by_outcome_that_of_lost_attempts_included(story: St
     assert seconds == {"complete": 10 * factor, "lost": 5 * factor, "out_of_memory": 2 * factor}
 
 
+def test_the_choice_of_the_ensemble_has_one_gpu_however_many_a_run_has() -> None:
+    study = Bench(make_spec(iterations=1)).run()
+    study.ensemble = study.ensemble.model_copy(update={"seconds": 1000.0})  # type: ignore[union-attr]
+    runs = sum(record.result.seconds for record in study.runs.values() if record.result)
+    for gpus in (1, 4):
+        metrics = StudyMetrics(gpus_per_run=gpus)
+        metrics.on_tick(study, 0.0)
+        text = generate_latest(Labelled(metrics, labels={})).decode()  # type: ignore[arg-type]
+        assert value(text, "automonai_gpu_seconds_total", outcome="complete") == runs * gpus + 1000
+
+
 def test_the_best_is_the_incumbents(story: Story) -> None:
     assert not [line for line in shown(story.events).splitlines() if line.startswith("automonai_study_best")]
     story.propose(0)
@@ -202,10 +213,10 @@ def test_every_controller_but_the_first_is_a_resume(story: Story) -> None:
 
 def test_the_last_results_of_each_rung_are_shown_as_they_stand_and_patches_add_up(story: Story) -> None:
     story.propose(0)
-    speed = {"loss": 0.5, "seconds_per_epoch": 2.0, "patches_per_second": 3.3333333, "peak_memory_bytes": 123456789}
+    speed = {"loss": 0.5, "patches_per_epoch": 8, "patches_per_second": 3.3333333, "peak_memory_bytes": 123456789}
     story.run(Run(trial=0, budget_epochs=1), **{**speed, "epochs": 1, "patches_per_second": 4.0})
     story.propose(1)
-    story.run(Run(trial=1, budget_epochs=1), **{**speed, "epochs": 2, "seconds_per_epoch": 3.0})
+    story.run(Run(trial=1, budget_epochs=1), **{**speed, "epochs": 2, "patches_per_epoch": 10})
     text = shown(story.events)
     assert value(text, "automonai_run_throughput_patches_per_second", rung="1") == 3.3333333
     assert value(text, "automonai_run_peak_memory_bytes", rung="1") == 123456789
