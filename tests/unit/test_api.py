@@ -15,9 +15,15 @@ from automonai import api, single_training, starting, worker
 from automonai.domain.configuration import Configuration
 from automonai.domain.dataset import Split
 from automonai.domain.events import Event, SpecChanged, StudyEnded
-from automonai.domain.request import EnsembleResult, StudyData, TrainRequest
+from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, TrainRequest
 from automonai.domain.run import Result, RunState
-from automonai.errors import SpecError, StopRequestedError, StudyNotFoundError
+from automonai.errors import (
+    CorruptObjectError,
+    DatasetError,
+    SpecError,
+    StopRequestedError,
+    StudyNotFoundError,
+)
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, TrainingSpec
 from automonai.storage import keys
 from automonai.storage.journal import Journal
@@ -110,6 +116,60 @@ def test_the_rungs_of_a_started_study_stay(rungs: dict[str, int]) -> None:
             begin()
     more = spec.model_copy(update={"budget": spec.budget.model_copy(update={"iterations": 7})})
     assert starting.begin(more, store, Journal(store))[0].spec.budget.iterations == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dataset": "elsewhere"}, "is over, and was started with another 'dataset'"),
+        ({"budget": {"iterations": 7}}, r"is over, and was started with another 'budget.iterations' \(3, now 7\)"),
+        ({"execution": ExecutionSpec(max_parallel_runs=2)}, ""),
+    ],
+)
+def test_a_study_that_is_over_answers_no_other_spec(change: dict[str, object], words: str) -> None:
+    store, spec = MemoryStore(), studies.make_spec()
+    starting.begin(spec, store, Journal(store))
+    Journal(store).append(StudyEnded(at=5.0, succeeded=True, why="the ensemble is chosen"))
+    if "budget" in change:
+        change = {"budget": spec.budget.model_copy(update=change["budget"])}
+    other = spec.model_copy(update=change)
+    if not words:
+        assert starting.begin(other, store, Journal(store))[0].is_over
+        return
+    for begin in (lambda: starting.begin(other, store, Journal(store)), lambda: starting.begin_if_new(other, store)):
+        with pytest.raises(SpecError, match=words):
+            begin()
+
+
+@pytest.mark.parametrize("key", ["runs/refit-0000-fold-0/result.json", "ensemble/ensemble.json"])
+def test_a_study_does_not_begin_where_another_has_left_answers(key: str) -> None:
+    store = MemoryStore()
+    store.put(key, b"{}")
+    with pytest.raises(SpecError, match=f"has no journal, but holds {key} of a single training"):
+        starting.begin(studies.make_spec(), store, Journal(store))
+
+
+def test_a_dataset_that_is_gone_is_told_with_each_file(tmp_path: Path) -> None:
+    spec = studies.make_spec()
+    data = studies.make_data(spec)
+    with pytest.raises(DatasetError, match="was there when the study was started, and is not now") as caught:
+        starting.refuse_missing_files(data.dataset)
+    assert len(caught.value.problems) == 2 * len(data.dataset.cases)
+    starting.refuse_missing_files(data.dataset.model_copy(update={"root": "s3://bucket/datasets/a#1"}))
+
+
+@pytest.mark.parametrize(("key", "kind"), [("data.json", "StudyData"), ("ensemble/ensemble.json", "EnsembleResult")])
+def test_a_record_of_another_version_is_told(tmp_path: Path, key: str, kind: str) -> None:
+    store = LocalStore(tmp_path)
+    member = EnsembleMember(run_id="refit-0000-fold-0", trial=0, fold=0, weight=1, checkpoint="runs/a")
+    whole = {
+        "data.json": studies.make_data(studies.make_spec()).model_dump_json().encode(),
+        "ensemble/ensemble.json": EnsembleResult(members=(member,)).model_dump_json().encode(),
+    }
+    for name in ("data.json", "ensemble/ensemble.json"):
+        store.put(name, b"{}" if name == key else whole[name])
+    with pytest.raises(CorruptObjectError, match=f"{key}: is no {kind} as this version of automonai writes it"):
+        api.predict(tmp_path, [tmp_path], output=tmp_path / "out")
 
 
 def test_whoever_does_not_hold_a_study_only_starts_one_that_is_new(prepared: list[str]) -> None:

@@ -14,7 +14,6 @@ from automonai.errors import ClusterError
 from automonai.execution.cluster_api import ClusterApi, Listing
 from automonai.execution.watcher import Watcher
 
-
 NO_LIST = b'{"items": [1], "metadata": {"resourceVersion": "1"}}'
 
 

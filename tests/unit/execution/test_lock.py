@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from automonai.errors import StudyLockedError
+from automonai.errors import StoreAccessError, StudyLockedError
 from automonai.execution import lock
 from automonai.execution.lock import locked
 
@@ -49,3 +49,10 @@ def test_a_dead_controllers_workers_are_waited_for_and_then_named(
     finally:
         orphan.kill()
         orphan.wait()
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = pytest.raises(StoreAccessError, match=r"file/study: cannot be written to \(Not a directory\)")
+    with refused, locked(tmp_path / "file" / "study"):
+        pass

@@ -11,7 +11,7 @@ import torch
 
 from automonai.errors import SpecError
 from automonai.execution import machine
-from automonai.execution.machine import Gpu, detect_machine, refuse_unusable
+from automonai.execution.machine import Gpu, detect_machine, detect_processor, refuse_unusable
 from automonai.spec import ExecutionSpec
 
 TORCH_VERSION = machine._torch_version
@@ -100,6 +100,13 @@ def test_a_containers_quota_of_cpu_time_counts_as_so_many_cores(
     if quota is not None:
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert detect_machine().cores == cores
+
+
+def test_cores_and_memory_are_told_without_asking_for_gpus(nvidia_smi: Path, tmp_path: Path) -> None:
+    expected = detect_machine()
+    nvidia_smi.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    assert detect_processor() == expected.model_copy(update={"gpus": ()})
+    assert not (tmp_path / "asked").exists()
 
 
 def test_a_containers_memory_is_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,11 +128,17 @@ def test_the_ends_of_a_logarithmic_range_of_integers_are_drawn_as_often_as_its_s
 def test_a_range_with_many_digits_holds_its_own_draws() -> None:
     space = search_space(
         SearchSpec(
-            space={"channel_multiplier": RealRange(type="real", low=1.23456789, high=1.23456999)},
-            standard={"channel_multiplier": 1.234568},
+            space={"channel_multiplier": RealRange(type="real", low=1.23456789, high=1.23458999)},
+            standard={"channel_multiplier": 1.234577},
         )
     )
     assert all(space.contains(space.draw(seed)) for seed in range(20))
+
+
+def test_a_range_of_one_value_in_the_digits_that_are_kept_is_refused() -> None:
+    entry = RealRange(type="real", low=0.0010000001, high=0.0010000002)
+    with pytest.raises(SpecError, match=r"learning_rate: .* are one value in the 6 digits .*; write that value alone"):
+        search_space(SearchSpec(space={"learning_rate": entry}))
 
 
 def test_what_is_left_of_a_small_space_is_found_and_then_nothing() -> None:
