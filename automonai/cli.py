@@ -21,7 +21,6 @@ from automonai.errors import (
     AutoMonaiError,
     ClusterError,
     DatasetError,
-    LostTooOftenError,
     StopRequestedError,
     StoreUnavailableError,
     UserError,
@@ -73,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         _tell(error)
         return USER_ERROR
-    except (StoreUnavailableError, ClusterError, LostTooOftenError) as error:
+    except (StoreUnavailableError, ClusterError) as error:
         _tell(error)
         return error.exit_code
     except StopRequestedError as error:
@@ -211,7 +210,8 @@ def push(folder: Path, *, location: str) -> None:
 def search(spec: Path, *, overrides: tuple[str, ...], metrics_port: int | None) -> int:
     """Start the study of a spec, or go on where it was left; Ctrl-C is safe.
 
-    The same spec names the same study. Budget, execution and refit may be changed on the way.
+    The same spec names the same study. Until it is over, execution, refit and the limits of budget (all of it but
+    min_epochs, max_epochs and eta) may be changed; dataset, split, search and training may not.
     """
     from automonai import api, terminal
     from automonai.spec import load_spec

@@ -13,12 +13,15 @@ import click
 from automonai.errors import AutoMonaiError
 
 if TYPE_CHECKING:
+    from automonai.execution.cluster_api import ClusterApi
     from automonai.execution.jobs import JsonObject
     from automonai.parameters import StudyParameters
+    from automonai.spec import StudySpec
 
 logger = logging.getLogger(__name__)
 
 _LOCATION = "s3://BUCKET/PREFIX"
+_TEMPLATE = "automonai-study"
 _FORM = ("dataset", "name", "budget", "sampler", "parallel-runs", "gpus-per-run", "spec")
 
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -180,11 +183,15 @@ def workflow() -> None:
 @workflow.command()
 @click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting, e.g. search.seed=8.")
-def render(spec: Path, *, overrides: tuple[str, ...]) -> None:
+@click.option("--instance-id", default="", help="Of the Argo that is to run it, if it has one; 'submit' looks itself.")
+def render(spec: Path, *, overrides: tuple[str, ...], instance_id: str) -> None:
     """Print the Workflow that 'submit' would create."""
     import yaml
 
-    click.echo(yaml.safe_dump(_manifest(spec, overrides), sort_keys=False), nl=False)
+    from automonai.spec import load_spec
+
+    manifest = _manifest(load_spec(spec, overrides), instance_id=instance_id)
+    click.echo(yaml.safe_dump(manifest, sort_keys=False), nl=False)
 
 
 @workflow.command()
@@ -201,23 +208,35 @@ def render(spec: Path, *, overrides: tuple[str, ...]) -> None:
 def submit(spec: Path, *, overrides: tuple[str, ...], namespace: str) -> None:
     """Start a study on the cluster that KUBECONFIG names."""
     from automonai.execution.cluster_api import connect
+    from automonai.spec import load_spec
 
-    created = connect(namespace).create_workflow(_manifest(spec, overrides))
+    study, api = load_spec(spec, overrides), connect(namespace)
+    created = api.create_workflow(_manifest(study, instance_id=_instance_id(api)))
     click.echo(f"{created.metadata.name} started in namespace {namespace}; watch it in the Argo UI")
 
 
-def _manifest(path: Path, overrides: tuple[str, ...]) -> JsonObject:
-    """Return the Workflow of a spec, which is read and checked first."""
+def _instance_id(api: ClusterApi) -> str:
+    """Return the id of the Argo that the namespace's template is for; empty: it has none."""
+    from automonai.errors import UserError
+
+    template = api.find_workflow_template(_TEMPLATE)
+    if template is None:
+        raise UserError(
+            f"namespace {api.namespace} has no workflow template {_TEMPLATE}: --namespace names where the chart is"
+        )
+    return template.instance_id
+
+
+def _manifest(spec: StudySpec, *, instance_id: str) -> JsonObject:
+    """Return the Workflow of a spec."""
     import yaml
 
     from automonai.errors import UserError
-    from automonai.spec import load_spec
 
     try:
         from pipelines import study_workflow
     except ImportError as error:
         raise UserError("making a workflow needs more packages: pip install 'automonai[cluster]'") from error
-    spec = load_spec(path, overrides)
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
-    manifest: JsonObject = study_workflow(name=spec.name, spec=text).to_dict()
+    manifest: JsonObject = study_workflow(name=spec.name, spec=text, instance_id=instance_id).to_dict()
     return manifest

@@ -13,7 +13,7 @@ AutoMonaiError
 |   |-- RunOutOfMemoryError      exit code 66
 |   |-- DoesNotFitError          exit code 66: refused before it ran
 |   `-- TooSlowError             exit code 67
-|-- LostTooOftenError            the infrastructure lost work again and again; it may go on later: exit code 75
+|-- LostTooOftenError            the infrastructure lost work again and again: once that is mended it may go on
 |-- StopRequestedError           SIGTERM: state is saved, the run may go on later
 |-- ClusterError                 the Kubernetes API refused something, or is away: exit code 75
 `-- StorageError
@@ -108,9 +108,10 @@ class TooSlowError(RunError):
 
 
 class LostTooOftenError(AutoMonaiError):
-    """The infrastructure lost a study's work too often; once that is mended the study goes on."""
+    """The infrastructure lost a study's work too often; once that is mended the study goes on.
 
-    exit_code: ClassVar[int] = TRY_LATER
+    Not to be tried again by itself: what has not come through in many attempts asks for a look.
+    """
 
 
 class StopRequestedError(AutoMonaiError):

@@ -9,7 +9,7 @@ import yaml
 from hera.workflows import WorkflowTemplate
 
 from pipelines import nightly_study, predict_template, study_template, train_template
-from pipelines.release import KEEP_SECONDS
+from pipelines.release import KEEP_SECONDS, POD_SECURITY
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTICE = "# Written by 'python -m pipelines' from the folder pipelines; change that, then run it again.\n"
@@ -19,16 +19,17 @@ def documents() -> Mapping[Path, str]:
     """Return file to content of everything that is written."""
     chart = ROOT / "charts" / "automonai" / "files"
     templates = (study_template(), predict_template(), train_template())
-    written = {chart / f"{template.name}.yaml": _text(_expiring(template)) for template in templates}
+    written = {chart / f"{template.name}.yaml": _text(_released(template)) for template in templates}
     written[ROOT / "examples" / "cron-study.yaml"] = _text(nightly_study().to_dict())
     return written
 
 
-def _expiring(template: WorkflowTemplate) -> dict[str, object]:
-    """Return the template with its time to live, a number that Hera would not let a mark stand for."""
+def _released(template: WorkflowTemplate) -> dict[str, object]:
+    """Return the template with the marks that Hera would not let stand for a number or an object."""
     document: dict[str, object] = template.to_dict()
     spec = document["spec"]
     assert isinstance(spec, dict)
+    spec["securityContext"] = POD_SECURITY
     spec["ttlStrategy"] = {"secondsAfterCompletion": KEEP_SECONDS}
     return document
 

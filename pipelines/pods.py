@@ -1,4 +1,4 @@
-"""What the pods of all templates have in common: who they run as, what they mount, what they know."""
+"""What the pods of all templates have in common: their accounts, what they mount, what they know."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from automonai.errors import TRY_LATER
 from automonai.execution.jobs import GPUS_VARIABLE, METRICS_PORT_NAME, STUDY_LABEL
 from pipelines import release
 
-USER_ID = 65532
 METRICS_PORT = 9109
 CACHE_LABEL = "automonai/cache"
 """Of the pods that mount the cache: the chart's podAffinity keeps them on one node where the volume needs that."""
 JOB_TEMPLATE_FOLDER = "/etc/automonai/job-template"
+_OUT_OF_MEMORY = "^[a-z]+: OOMKilled"
+"""Of Argo's message `main: OOMKilled (exit code 137)`, which begins with the container's name."""
 REPORT_FILE = "/tmp/report.html"  # noqa: S108 - of the container, where /tmp is a volume of the pod's own
 
 _OWN_VOLUMES = {"tmp": "/tmp", "home": "/home/automonai"}  # noqa: S108 - the root file system is read-only
@@ -133,7 +134,9 @@ def retry_after_disruption(*, services_away: bool = False) -> RetryStrategy:
     """Return the strategy that starts a step again after its pod was lost, never after an error of its own.
 
     -1 is a pod that ended without any exit code: its node is gone, or refused it. 137 and 143 are SIGKILL and SIGTERM:
-    an eviction. A user's Stop ends with 0, see `automonai.cluster_steps`.
+    an eviction. A user's Stop ends with 0, see `automonai.cluster_steps`. The kernel's kill of a container that has
+    used up its memory is 137 as well, but would come again: Argo's message tells it apart. The message goes on with the
+    log's last lines, which may tell of a training's pod, so that only its beginning counts.
 
     Args:
         services_away: Also start it again when it has given up waiting for the store or the Kubernetes API; for steps
@@ -143,7 +146,8 @@ def retry_after_disruption(*, services_away: bool = False) -> RetryStrategy:
     return RetryStrategy(
         limit="50",
         retry_policy=RetryPolicy.always,
-        expression=f"lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in {codes}",
+        expression=f"(lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in {codes})"
+        f" && !(lastRetry.message matches '{_OUT_OF_MEMORY}')",
         backoff=m.Backoff(duration="5s", factor=2, cap="2m"),
     )
 
@@ -158,13 +162,6 @@ def template(name: str, *, description: str, parameters: list[Parameter]) -> Wor
         },
         arguments=parameters,
         service_account_name=release.STEP_ACCOUNT,
-        security_context=m.PodSecurityContext(
-            run_as_non_root=True,
-            run_as_user=USER_ID,
-            run_as_group=USER_ID,
-            fs_group=USER_ID,
-            seccomp_profile=m.SeccompProfile(type="RuntimeDefault"),
-        ),
         pod_metadata=m.Metadata(
             labels={
                 "app.kubernetes.io/name": "automonai",

@@ -18,6 +18,8 @@ CONTROLLER_ACCOUNT = "@@controllerAccount@@"
 """May also create and delete Jobs."""
 SETTINGS = "@@settings@@"
 """ConfigMap of environment variables, none of them secret."""
+POD_SECURITY = "@@podSecurityContext@@"
+"""Whom a workflow's pods run as, and what they may not."""
 STORE_SECRET = "@@storeSecret@@"  # noqa: S105 - the mark of a Secret's name
 """Secret of the store's keys; it may be missing where the pods' identity opens the store."""
 JOB_TEMPLATE = "@@jobTemplate@@"

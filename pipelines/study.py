@@ -11,6 +11,8 @@ from pipelines.pods import html_artifact, options, retry_after_disruption, step,
 
 STUDY = "automonai-study"
 GPU_COUNTS = ("0", "1", "2", "4", "8")
+INSTANCE_LABEL = "workflows.argoproj.io/controller-instanceid"
+"""An Argo that has an instance id sees only what carries it; one that has none, only what carries none."""
 
 _DESCRIPTION = "Finds the best U-Net pipeline for a dataset by BOHB within a budget, and reports it."
 
@@ -97,16 +99,18 @@ def study_template() -> WorkflowTemplate:
     return workflow
 
 
-def study_workflow(*, name: str, spec: str) -> Workflow:
+def study_workflow(*, name: str, spec: str, instance_id: str = "") -> Workflow:
     """Return what starts a study by the template of the cluster: nothing but its parameters.
 
     Args:
         name: The study's; also the start of the Workflow's.
         spec: The whole StudySpec as YAML.
+        instance_id: Of the Argo that is to run it; empty: it has none.
     """
     arguments = [Parameter(name="name", value=name), Parameter(name="spec", value=spec)]
     return Workflow(
         generate_name=f"{name}-",
+        labels={INSTANCE_LABEL: instance_id} if instance_id else None,
         workflow_template_ref=m.WorkflowTemplateRef(name=STUDY),
         arguments=arguments,
     )

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from automonai.execution.cluster_api import ClusterApi, Headers
 
 NAMESPACE = "test"
+KINDS = ("jobs", "pods", "leases", "workflows", "workflowtemplates")
 Object = dict[str, Any]
 
 
@@ -25,7 +26,7 @@ class FakeCluster:
     """All state of the API; `start` and `stop` are the server's, which forgets nothing meanwhile."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[str, Object]] = {kind: {} for kind in ("jobs", "pods", "leases", "workflows")}
+        self.objects: dict[str, dict[str, Object]] = {kind: {} for kind in KINDS}
         self.requests: list[tuple[str, str]] = []
         self.logs: dict[str, str] = {}
         self.on_job: Callable[[Object], None] = lambda job: None
@@ -216,6 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         kind, _, _, _ = self._route()
         body, cluster = self._body(), self.cluster
+        if "generateName" in body["metadata"]:
+            body["metadata"]["name"] = f"{body['metadata']['generateName']}{uuid.uuid4().hex[:5]}"
         if kind == "jobs" and cluster.refuse_jobs is not None:
             self._refuse(*cluster.refuse_jobs)
             return

@@ -182,6 +182,17 @@ class Workflow(_Object):
         return self.status.phase in ("Succeeded", "Failed", "Error")
 
 
+class WorkflowTemplate(_Object):
+    """An Argo WorkflowTemplate."""
+
+    metadata: Metadata
+
+    @property
+    def instance_id(self) -> str:
+        """Return the id of the Argo that it is for; empty: one that has none."""
+        return self.metadata.labels.get("workflows.argoproj.io/controller-instanceid", "")
+
+
 class LeaseSpec(_Object):
     """Who holds a Lease."""
 

@@ -43,7 +43,6 @@ otherwise, and it would compute on one that the scheduler has given to another."
 CACHE_FOLDER = "/cache"
 TERMINATION_LOG = "/dev/termination-log"
 """What a container writes there becomes its status's message; Kubernetes' own default."""
-USER_ID = 65532
 JOB_NAME_LENGTH = 63
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -70,6 +69,8 @@ class JobTemplate(Record):
     """Names of Secrets."""
     service_account: str | None = None
     """None: the namespace's default. Its token is never mounted."""
+    user_id: Annotated[int, Field(ge=1)] | None = None
+    """Who the pods run as, and the group of their volumes; None: the platform, as OpenShift, or the image says it."""
     labels: dict[str, str] = {}
     """Of Jobs and pods, beside those that the executor needs itself."""
     annotations: dict[str, str] = {}
@@ -102,6 +103,8 @@ class JobTemplate(Record):
     """A LocalQueue: Kueue then decides when the Job starts."""
     env: dict[str, str] = {}
     """Environment of the worker; nothing secret."""
+    more_env: tuple[JsonObject, ...] = ()
+    """Further environment, as in a container's spec: entries with `value` or `valueFrom`."""
     env_from_secrets: tuple[str, ...] = ()
     """Names of Secrets whose keys become the worker's environment: the store's keys."""
     ca_secret: str | None = None
@@ -248,7 +251,7 @@ def _labels(
     if isinstance(request, TrainRequest):
         labels[TRIAL_LABEL] = str(request.run.trial)
     if owner is not None:
-        labels[WORKFLOW_LABEL] = owner.name[:63].rstrip("-.")
+        labels[WORKFLOW_LABEL] = owner.name  # Argo labels its own pods with it, so it is no longer than a label
     if template.kueue_queue is not None and not is_pod:
         labels[KUEUE_LABEL] = template.kueue_queue
     return labels
@@ -305,17 +308,20 @@ def _pod_spec(request: TrainRequest | EnsembleRequest, template: JobTemplate, *,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": template.grace_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _pod_security(template),
         "containers": [_container(request, template, location=location)],
         "volumes": _volumes(template),
         **{key: value for key, value in optional.items() if value},
+    }
+
+
+def _pod_security(template: JobTemplate) -> JsonObject:
+    user = template.user_id
+    return {
+        "runAsNonRoot": True,
+        **({} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}),
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
     }
 
 
@@ -371,7 +377,8 @@ def _environment(template: JobTemplate, *, gpus: int) -> list[JsonValue]:
         **({} if template.ca_secret is None else {"AWS_CA_BUNDLE": "/etc/automonai/ca/ca.crt"}),
         **template.env,
     }
-    return [{"name": name, "value": value} for name, value in values.items()]
+    entries: list[JsonValue] = [{"name": name, "value": value} for name, value in values.items()]
+    return [*entries, *template.more_env]
 
 
 def _resources(template: JobTemplate, *, gpus: int) -> JsonObject:

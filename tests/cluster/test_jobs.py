@@ -66,6 +66,7 @@ class Bench:
     def executor(self, script: str, *, study: StudyHandle = STUDY, **settings: object) -> KubernetesExecutor:
         defaults = {
             "image": self.image,
+            "user_id": 65532,
             "gpus_per_run": 0,
             "grace_seconds": 1,
             "shared_memory": "16Mi",

@@ -39,15 +39,14 @@ Cell = tuple[str, str, str]
 REPORTS = {("argoproj.io", "workflowtaskresults"): "create patch"}
 ALLOWED = {
     "controller": {
-        ("batch", "jobs"): "create get list watch patch delete",
-        ("", "pods"): "get list watch",
+        ("batch", "jobs"): "create get list watch delete",
+        ("", "pods"): "list watch",
         ("", "pods/log"): "get",
-        ("", "events"): "create",
-        ("argoproj.io", "workflows"): "get watch",
+        ("argoproj.io", "workflows"): "get",
         **REPORTS,
         ("coordination.k8s.io", "leases"): "create get update",
     },
-    "janitor": {("batch", "jobs"): "get list delete", ("argoproj.io", "workflows"): "get list"},
+    "janitor": {("batch", "jobs"): "list delete", ("argoproj.io", "workflows"): "list"},
     "step": REPORTS,
     "trial": {},
     "test": {("argoproj.io", "workflowtemplates"): "get"},

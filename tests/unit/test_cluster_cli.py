@@ -1,13 +1,16 @@
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from fake_cluster import NAMESPACE, FakeCluster
 from studies import make_spec
 
 from automonai import api, cluster_cli, cluster_steps
 from automonai.cli import main
 from automonai.domain.run import FailureReason, Result, RunState
+from automonai.execution import cluster_api
 from automonai.parameters import StudyParameters
 
 
@@ -16,6 +19,15 @@ def spec_file(tmp_path: Path) -> Path:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(make_spec(iterations=2).model_dump(mode="json")))
     return path
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    cluster = FakeCluster()
+    cluster.start()
+    monkeypatch.setattr(cluster_api, "connect", lambda namespace: cluster.api())
+    yield cluster
+    cluster.stop()
 
 
 def test_a_step_gets_the_form_as_it_was_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +92,35 @@ def test_a_rendered_workflow_refers_to_the_template_and_carries_the_spec(
     assert workflow["spec"]["workflowTemplateRef"] == {"name": "automonai-study"}
     parameters = {entry["name"]: entry["value"] for entry in workflow["spec"]["arguments"]["parameters"]}
     assert yaml.safe_load(parameters["spec"])["search"]["seed"] == 5
+
+
+def test_a_rendered_workflow_is_for_the_argo_that_is_named(spec_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hera", reason="needs the extra automonai[cluster]")
+    assert main(["workflow", "render", str(spec_file), "--instance-id", "imaging"]) == 0
+    labels = yaml.safe_load(capsys.readouterr().out)["metadata"]["labels"]
+    assert labels == {"workflows.argoproj.io/controller-instanceid": "imaging"}
+
+
+@pytest.mark.parametrize("labels", [{}, {"workflows.argoproj.io/controller-instanceid": "imaging"}])
+def test_a_study_is_submitted_to_the_argo_that_the_installed_template_is_for(
+    labels: dict[str, str], spec_file: Path, cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hera", reason="needs the extra automonai[cluster]")
+    others = {"app.kubernetes.io/instance": "automonai"}
+    cluster.put("workflowtemplates", {"metadata": {"name": "automonai-study", "labels": labels | others}})
+    assert main(["workflow", "submit", str(spec_file), "-n", NAMESPACE]) == 0
+    (workflow,) = cluster.objects["workflows"].values()
+    assert workflow["metadata"].get("labels", {}) == labels
+    assert workflow["spec"]["workflowTemplateRef"] == {"name": "automonai-study"}
+    assert f"{workflow['metadata']['name']} started in namespace {NAMESPACE}" in capsys.readouterr().out
+
+
+def test_a_namespace_without_the_chart_is_told_before_anything_is_submitted(
+    spec_file: Path, cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["workflow", "submit", str(spec_file), "-n", NAMESPACE]) == 2
+    assert "has no workflow template automonai-study" in capsys.readouterr().err
+    assert cluster.objects["workflows"] == {}
 
 
 def test_without_hera_the_missing_extra_is_named(

@@ -12,16 +12,16 @@
 {{- end -}}
 
 {{- define "automonai.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "automonai.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "automonai.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "automonai.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{ include "automonai.selectorLabels" . }}
 app.kubernetes.io/part-of: automonai
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end -}}
 
 {{- /* automonai.image (list $ "controller") */ -}}
@@ -105,11 +105,14 @@ automonai.cacheAffinity (dict "root" $ "affinity" $yours)
 {{- toJson $affinity -}}
 {{- end -}}
 
+{{- /* Without a user id the platform gives one, as OpenShift does; the rest of 'restricted' stays. */ -}}
 {{- define "automonai.podSecurityContext" -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
+{{- if not (kindIs "invalid" .Values.podSecurity.userId) }}
+runAsUser: {{ int64 .Values.podSecurity.userId }}
+runAsGroup: {{ int64 .Values.podSecurity.userId }}
+fsGroup: {{ int64 .Values.podSecurity.userId }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
   type: RuntimeDefault
@@ -140,7 +143,7 @@ capabilities:
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
 {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -156,10 +159,10 @@ tolerations: {{ toJson . }}
 affinity: {{ toJson . }}
 {{- end }}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -182,7 +185,7 @@ Argo's own containers get what the Pod Security level 'restricted' asks for; the
 
 {{- define "automonai.podPatchYaml" -}}
 {{- $root := .root -}}
-terminationGracePeriodSeconds: {{ .graceSeconds }}
+terminationGracePeriodSeconds: {{ int .graceSeconds }}
 {{- /* The accounts mount none; Argo's containers report by it, and a workflow's own field only ever takes it away. */}}
 automountServiceAccountToken: true
 enableServiceLinks: false
@@ -203,7 +206,10 @@ containers:
     securityContext: {{ include "automonai.argoSecurityContext" $root | fromYaml | toJson }}
     resources: {{ include "automonai.resources" $root.Values.controller.executorResources | fromYaml | toJson }}
   - name: main
-    imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+    imagePullPolicy: {{ $root.Values.image.pullPolicy | quote }}
+    {{- with .values.env }}
+    env: {{ toJson . }}
+    {{- end }}
     resources: {{ toJson .resources }}
     volumeMounts:
       - {name: cache, mountPath: /cache/automonai}
@@ -217,15 +223,15 @@ volumes:
   {{- if not .usesCache }}
   - {name: cache, emptyDir: {sizeLimit: 1Gi}}
   {{- else if include "automonai.cacheClaim" $root }}
-  - {name: cache, persistentVolumeClaim: {claimName: {{ include "automonai.cacheClaim" $root }}}}
+  - {name: cache, persistentVolumeClaim: {claimName: {{ include "automonai.cacheClaim" $root | quote }}}}
   {{- else }}
-  - {name: cache, emptyDir: {sizeLimit: {{ $root.Values.cache.size }}}}
+  - {name: cache, emptyDir: {sizeLimit: {{ $root.Values.cache.size | quote }}}}
   {{- end }}
   {{- with .sharedMemory }}
-  - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ . }}}}
+  - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ . | quote }}}}
   {{- end }}
   {{- with $root.Values.s3.caSecret }}
-  - {name: ca, secret: {secretName: {{ . }}}}
+  - {name: ca, secret: {secretName: {{ . | quote }}}}
   {{- end }}
 {{- end -}}
 
@@ -276,6 +282,7 @@ The file is text to Helm: Argo's double braces are not rendered.
   "workflowKeepSeconds" (int $root.Values.workflow.keepSeconds)
   "metricsPort" (ternary "9109" "" $root.Values.metrics.enabled)
   "metricsScraped" (toString $root.Values.metrics.enabled)
+  "podSecurityContext" (include "automonai.podSecurityContext" $root | fromYaml)
   "stepPodPatch" (include "automonai.stepPatch" (dict "root" $root))
   "checkPodPatch" (include "automonai.stepPatch" (dict "root" $root "usesCache" true))
   "trialPodPatch" (include "automonai.trialPatch" $root)
@@ -284,8 +291,8 @@ The file is text to Helm: Argo's double braces are not rendered.
 {{- range $mark, $value := $marks -}}
 {{- $text = replace (printf "'@@%s@@'" $mark) (toJson $value) $text -}}
 {{- end -}}
-{{- if contains "@@" $text -}}
-{{- fail (printf "%s has a mark that the chart does not know: %s" (index . 1) (regexFind "@@[A-Za-z]*@@" $text)) -}}
+{{- with regexFind "'@@[A-Za-z]+@@'" $text -}}
+{{- fail (printf "%s has a mark that the chart does not know: %s" (index $ 1) .) -}}
 {{- end -}}
 {{- $text -}}
 {{- end -}}

@@ -3,21 +3,24 @@
 {{- $trial := .Values.trial -}}
 {{- $resources := include "automonai.resources" $trial.resources | fromYaml -}}
 image: {{ include "automonai.image" (list . "trainer") | quote }}
-image_pull_policy: {{ .Values.image.pullPolicy }}
+image_pull_policy: {{ .Values.image.pullPolicy | quote }}
 image_pull_secrets: {{ toJson .Values.image.pullSecrets }}
-service_account: {{ include "automonai.fullname" . }}-trial
+service_account: "{{ include "automonai.fullname" . }}-trial"
+{{- if not (kindIs "invalid" .Values.podSecurity.userId) }}
+user_id: {{ int64 .Values.podSecurity.userId }}
+{{- end }}
 labels:
-  app.kubernetes.io/instance: {{ .Release.Name }}
+  app.kubernetes.io/instance: {{ .Release.Name | quote }}
   {{- with include "automonai.cacheLabel" . }}
   automonai/cache: {{ . | quote }}
   {{- end }}
   {{- range $key, $value := $trial.labels }}
-  {{ $key }}: {{ $value | quote }}
+  {{ $key | quote }}: {{ $value | quote }}
   {{- end }}
 annotations: {{ toJson $trial.annotations }}
 requests: {{ toJson (default (dict) $resources.requests) }}
 limits: {{ toJson (default (dict) $resources.limits) }}
-gpu_resource: {{ $trial.gpu.resourceName }}
+gpu_resource: {{ $trial.gpu.resourceName | quote }}
 gpus_per_run: {{ int $trial.gpu.count }}
 {{- if not (kindIs "invalid" $trial.gpu.memoryGiB) }}
 gpu_memory_gib: {{ $trial.gpu.memoryGiB }}
@@ -27,7 +30,7 @@ shared_memory: {{ $trial.sharedMemory | quote }}
 scratch: {{ . | quote }}
 {{- end }}
 {{- with include "automonai.cacheClaim" . }}
-cache_claim: {{ . }}
+cache_claim: {{ . | quote }}
 {{- else }}
 cache_size: {{ .Values.cache.size | quote }}
 {{- end }}
@@ -35,13 +38,13 @@ node_selector: {{ toJson $trial.nodeSelector }}
 tolerations: {{ toJson $trial.tolerations }}
 affinity: {{ include "automonai.cacheAffinity" (dict "root" . "affinity" $trial.affinity) }}
 {{- with $trial.priorityClassName }}
-priority_class: {{ . }}
+priority_class: {{ . | quote }}
 {{- end }}
 {{- with $trial.runtimeClassName }}
-runtime_class: {{ . }}
+runtime_class: {{ . | quote }}
 {{- end }}
 {{- with .Values.kueue.queueName }}
-kueue_queue: {{ . }}
+kueue_queue: {{ . | quote }}
 {{- end }}
 env:
   {{- include "automonai.storeEnvironment" . | nindent 2 }}
@@ -49,11 +52,14 @@ env:
   OMP_NUM_THREADS: {{ int $trial.threads | quote }}
   MKL_NUM_THREADS: {{ int $trial.threads | quote }}
   {{- end }}
+{{- with $trial.env }}
+more_env: {{ toJson . }}
+{{- end }}
 {{- if include "automonai.hasKeys" . }}
-env_from_secrets: [{{ include "automonai.storeSecret" . }}]
+env_from_secrets: [{{ include "automonai.storeSecret" . | quote }}]
 {{- end }}
 {{- with .Values.s3.caSecret }}
-ca_secret: {{ . }}
+ca_secret: {{ . | quote }}
 {{- end }}
 {{- if .Values.metrics.enabled }}
 metrics_port: 9109

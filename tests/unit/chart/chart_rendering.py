@@ -13,3 +13,4 @@ APIS = ("argoproj.io/v1alpha1/WorkflowTemplate", "kueue.x-k8s.io/v1beta1", "moni
 
 Object = dict[str, Any]
 Helm = Callable[..., subprocess.CompletedProcess[str]]
+Render = Callable[..., list[Object]]

@@ -32,12 +32,14 @@ _ENDPOINT: dict[str, Any] = {
     "metricRelabelings": _RELABELING,
 }
 _RULE = dict.fromkeys(("record", "alert", "expr", "for", "keep_firing_for", "labels", "annotations"), {})
+_TO = {"toEntities": {}, "toPorts": {"ports": {"port": {}, "protocol": {}}}}
 OPERATOR_KINDS: dict[str, dict[str, Any]] = {
     "PodMonitor": {"selector": _SELECTOR, "namespaceSelector": {}, "podMetricsEndpoints": _ENDPOINT},
     "PrometheusRule": {"groups": {"name": {}, "interval": {}, "limit": {}, "rules": _RULE}},
+    "CiliumNetworkPolicy": {"endpointSelector": _SELECTOR, "egress": _TO},
 }
-"""Fields of Prometheus' operator's monitoring.coreos.com/v1 (its docs/api-reference/api.md), as far as we may use them.
-Empty: whatever stands there.
+"""Fields of Prometheus' operator's monitoring.coreos.com/v1 (its docs/api-reference/api.md) and of
+Cilium's cilium.io/v2 (its Documentation/security/policy), as far as we may use them. Empty: whatever stands there.
 """
 
 

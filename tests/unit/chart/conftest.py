@@ -34,11 +34,12 @@ def render(helm: Helm) -> Callable[..., list[Object]]:
     """Return the objects that a values file of this folder renders to."""
 
     @cache
-    def rendered(name: str, *more: str, apis: Sequence[str] = APIS) -> list[Object]:
+    def rendered(
+        name: str, *more: str, apis: Sequence[str] = APIS, release: str = "automonai", namespace: str = "automonai"
+    ) -> list[Object]:
         known = [argument for api in apis for argument in ("--api-versions", api)]
-        answer = helm(
-            "template", "automonai", str(CHART), "-n", "automonai", "-f", str(VALUES / f"{name}.yaml"), *known, *more
-        )
+        values = ("-f", str(VALUES / f"{name}.yaml"))
+        answer = helm("template", release, str(CHART), "-n", namespace, *values, *known, *more)
         assert answer.returncode == 0, answer.stderr
         return [document for document in yaml.safe_load_all(answer.stdout) if document]
 

@@ -4,19 +4,26 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from chart_rendering import CHART, VALUES, Helm, Object
+from chart_objects import (
+    by_name,
+    egress,
+    job_template,
+    parameters,
+    patch_of,
+    pods,
+    pods_with_the_cache,
+    template_named,
+    template_of,
+)
+from chart_rendering import CHART, VALUES, Helm, Object, Render
 from chart_schemas import unknown_fields
 from pydantic import ValidationError
-
-from automonai.execution.jobs import JobTemplate
-
-Render = Callable[..., list[Object]]
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "chart"
 NAMES = sorted(path.stem for path in VALUES.glob("*.yaml"))
@@ -314,7 +321,7 @@ def test_the_readme_lists_every_value_with_its_default() -> None:
 
 def test_the_schema_knows_every_value_and_no_other() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    names = {name for name, _ in schema_leaves(schema)} - {"global"}
+    names = {name for name, _ in schema_leaves(schema, schema["definitions"])} - {"global"}
     assert names == {name for name, _ in leaves(default_values())}
     assert schema["additionalProperties"] is False
 
@@ -333,17 +340,14 @@ def leaves(values: Object, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{key}", value
 
 
-def schema_leaves(schema: Object, prefix: str = "") -> Iterator[tuple[str, Object]]:
-    for key, entry in schema["properties"].items():
+def schema_leaves(schema: Object, definitions: Object, prefix: str = "") -> Iterator[tuple[str, Object]]:
+    for key, found in schema["properties"].items():
+        entry = definitions[found["$ref"].removeprefix("#/definitions/")] if "$ref" in found else found
         if "properties" in entry and key not in ("resources", "executorResources"):
             assert entry["additionalProperties"] is False, f"{prefix}{key}"
-            yield from schema_leaves(entry, f"{prefix}{key}.")
+            yield from schema_leaves(entry, definitions, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", entry
-
-
-def by_name(objects: list[Object]) -> dict[tuple[str, str], Object]:
-    return {(document["kind"], document["metadata"]["name"]): document for document in objects}
 
 
 def without_keys(document: Object) -> Object:
@@ -366,72 +370,3 @@ def without_bulk(document: Object) -> Object:
 def altered(document: Object, field: str, value: object) -> Object:
     """Return the object with a field of its spec set."""
     return {**document, "spec": {**document["spec"], field: value}}
-
-
-def template_named(objects: list[Object], name: str) -> Object:
-    return by_name(objects)["WorkflowTemplate", name]
-
-
-def job_template(objects: list[Object]) -> JobTemplate:
-    settings = next(d for d in objects if "job-template.yaml" in d.get("data", {}))
-    return JobTemplate.model_validate(yaml.safe_load(settings["data"]["job-template.yaml"]))
-
-
-def template_of(objects: list[Object], workflow: str, step: str) -> Object:
-    templates = by_name(objects)["WorkflowTemplate", workflow]["spec"]["templates"]
-    return next(template for template in templates if template["name"] == step)
-
-
-def parameters(objects: list[Object], workflow: str) -> dict[str, Object]:
-    arguments = by_name(objects)["WorkflowTemplate", workflow]["spec"]["arguments"]["parameters"]
-    return {parameter["name"]: parameter for parameter in arguments}
-
-
-def patch_of(objects: list[Object], workflow: str, step: str) -> Object:
-    patch: Object = json.loads(template_of(objects, workflow, step)["podSpecPatch"])
-    return patch
-
-
-def egress(objects: list[Object], policy: str) -> list[Object]:
-    rules: list[Object] | None = by_name(objects)["NetworkPolicy", policy]["spec"]["egress"]
-    return rules or []
-
-
-def pods_with_the_cache(objects: list[Object]) -> Iterator[tuple[str, Object, Object]]:
-    """Yield name, labels and affinity of every pod that mounts the cache's claim, if there is one."""
-    training = job_template(objects)
-    yield "training", training.labels, training.affinity
-    for workflow, step in (("study", "check"), ("predict", "predict"), ("train", "train")):
-        labels = template_of(objects, f"automonai-{workflow}", step)["metadata"]["labels"]
-        yield step, labels, patch_of(objects, f"automonai-{workflow}", step).get("affinity", {})
-    for document in objects:
-        if document["kind"] == "Job" and document["metadata"]["labels"]["app.kubernetes.io/component"] == "cache":
-            pod = document["spec"]["template"]
-            yield "first pod", pod["metadata"]["labels"], pod["spec"].get("affinity", {})
-
-
-def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """Yield every pod's spec, those of workflow steps with Argo's own containers as the patch leaves them."""
-    for document in objects:
-        where, spec = f"{document['kind']} {document['metadata']['name']}", document.get("spec", {})
-        if document["kind"] == "Pod":
-            yield where, spec
-        elif document["kind"] in ("Job", "StatefulSet"):
-            yield where, spec["template"]["spec"]
-        elif document["kind"] == "CronJob":
-            yield where, spec["jobTemplate"]["spec"]["template"]["spec"]
-        elif document["kind"] == "WorkflowTemplate":
-            for template in (template for template in spec["templates"] if "container" in template):
-                yield f"{where} {template['name']}", _patched(spec, template)
-
-
-def _patched(spec: Object, template: Object) -> Object:
-    patch = json.loads(template["podSpecPatch"])
-    containers = {container["name"]: container for container in patch["containers"]}
-    containers["main"] = {**containers["main"], **template["container"]}
-    return {
-        "securityContext": spec["securityContext"],
-        "initContainers": patch["initContainers"],
-        "containers": list(containers.values()),
-        "volumes": [*template["volumes"], *patch["volumes"]],
-    }

@@ -2,119 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
 import pytest
 
 pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
-from fake_cluster import FakeCluster
+from job_bench import Bench, disruptions, eventually, lost, news, request, settle
 
-from automonai.domain.configuration import Configuration
-from automonai.domain.request import TrainRequest
-from automonai.domain.run import FailureReason, LossCause, Result, Run, RunState
+from automonai.domain.run import LossCause, RunState
 from automonai.errors import ClusterError
-from automonai.execution.cluster_api import STARTING_SECONDS, Listing
-from automonai.execution.cluster_objects import Kind
+from automonai.execution.cluster_api import STARTING_SECONDS
 from automonai.execution.executor import Notice, Report
-from automonai.execution.jobs import JobTemplate, StudyHandle, WorkflowOwner
-from automonai.execution.kubernetes import KubernetesExecutor
 from automonai.storage import keys
-from automonai.storage.memory import MemoryStore
-
-STUDY = StudyHandle(name="test", id="0123456789", location="s3://bucket/studies/test")
-TEMPLATE = JobTemplate(image="trainer:1", max_disruptions=2, pending_seconds=60, image_seconds=20)
-
-
-def request(trial: int = 1, attempt: int = 0) -> TrainRequest:
-    run = Run(trial=trial, budget_epochs=1)
-    return TrainRequest(run=run, configuration=Configuration(), seed=1, attempt=attempt)
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
-class Bench:
-    cluster: FakeCluster
-    store: MemoryStore
-    clock: Clock
-    made: list[KubernetesExecutor]
-
-    def executor(self, slots: int = 2) -> KubernetesExecutor:
-        owner = WorkflowOwner(name="study-abc", uid="u-1")
-        self.made.append(
-            KubernetesExecutor(
-                self.cluster.api(),
-                self.store,
-                study=STUDY,
-                template=TEMPLATE,
-                slots=slots,
-                owner=owner,
-                clock=self.clock,
-            )
-        )
-        return self.made[-1]
-
-    def start(self, executor: KubernetesExecutor, trial: int = 1) -> str:
-        """Submit a run and start its pod, the watches being open."""
-        executor.submit(request(trial))
-        eventually(lambda: self.cluster.count("GET", "watch=true") >= 2)
-        return self.cluster.start_pod(list(self.cluster.objects["jobs"].values())[-1])
-
-    def finish(self, run: TrainRequest, state: RunState = RunState.COMPLETE) -> None:
-        reason = FailureReason.OUT_OF_MEMORY if state is RunState.FAILED else None
-        result = Result(run_id=run.run_id, state=state, loss=0.5, reason=reason)
-        self.store.put(keys.result(run.run_id), result.model_dump_json().encode())
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    cluster = FakeCluster()
-    cluster.start()
-    bench = Bench(cluster, MemoryStore(), Clock(), [])
-    yield bench
-    for executor in bench.made:
-        executor.close()
-    cluster.stop()
-
-
-def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def lost(executor: KubernetesExecutor, cause: LossCause | None = None) -> str:
-    """Return why the only run is lost."""
-    reports = executor.poll(5.0)
-    assert len(reports) == 1
-    assert reports[0].lost is not None
-    assert cause in (None, reports[0].cause)
-    return reports[0].lost
-
-
-def news(executor: KubernetesExecutor) -> list[Notice]:
-    """Return what is told of a run that goes on."""
-    assert executor.poll(0.0) == []
-    return executor.notices()
-
-
-def disruptions(notices: list[Notice]) -> int:
-    return sum(notice.cause is LossCause.DISRUPTION and "EvictionByEvictionAPI" in notice.why for notice in notices)
-
-
-def settle(executor: KubernetesExecutor) -> list[Report]:
-    """Let the watches' news arrive."""
-    time.sleep(0.1)
-    return executor.poll(0.0)
 
 
 def test_the_store_decides_what_a_run_came_to(bench: Bench) -> None:
@@ -310,55 +207,6 @@ def test_a_job_that_somebody_deletes_is_lost(bench: Bench) -> None:
     assert "deleted by somebody" in lost(executor)
 
 
-def test_a_successor_adopts_running_jobs_and_hears_of_their_end(bench: Bench) -> None:
-    first = bench.executor()
-    first.submit(request())
-    pod = bench.cluster.start_pod(bench.cluster.only_job())
-    first.close()
-    second = bench.executor()
-    second.submit(request())
-    assert len(bench.cluster.objects["jobs"]) == 1
-    bench.finish(request())
-    bench.cluster.end_pod(pod, 0)
-    assert second.poll(5.0) == [Report(run_id=request().run_id)]
-
-
-def test_a_successor_whose_first_look_at_the_pods_fails_looks_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = bench.executor()
-    first.submit(request())
-    pod = bench.cluster.start_pod(bench.cluster.only_job())
-    first.close()
-    second = bench.executor()
-    monkeypatch.setattr(second, "_start_watching", lambda: None)  # they told of the pod before its Job was known
-    look, failures = second._api.list, [ClusterError("too many requests", status=429)]
-
-    def looking(kind: Kind, selector: str) -> Listing:
-        if failures:
-            raise failures.pop()
-        return look(kind, selector)
-
-    monkeypatch.setattr(second._api, "list", looking)
-    second.submit(request())
-    bench.clock.now += TEMPLATE.pending_seconds + 1
-    assert second.poll(0.0) == []
-    assert second.notices() == [Notice(run_id=request().run_id)]
-    bench.clock.now += TEMPLATE.pending_seconds + 1
-    assert second.poll(0.0) == []
-    assert pod in bench.cluster.objects["pods"]
-
-
-def test_a_successor_learns_of_a_loss_that_happened_while_nobody_watched(bench: Bench) -> None:
-    first = bench.executor()
-    first.submit(request())
-    first.close()
-    bench.cluster.end_pod(bench.cluster.start_pod(bench.cluster.only_job()), 137, "OOMKilled")
-    second = bench.executor()
-    second.submit(request())
-    assert "out of memory" in lost(second)
-
-
 def test_the_next_attempt_is_another_job(bench: Bench) -> None:
     executor = bench.executor()
     executor.submit(request())
@@ -441,17 +289,6 @@ def test_the_log_of_a_pod_that_left_no_answer_is_kept(bench: Bench) -> None:
     assert bench.store.get(keys.log(request().run_id)) == b"the last words\n"
 
 
-def test_close_leaves_jobs_to_a_successor_and_delete_all_does_not(bench: Bench) -> None:
-    executor = bench.executor()
-    executor.submit(request())
-    executor.close()
-    assert len(bench.cluster.objects["jobs"]) == 1
-    executor = bench.executor()
-    executor.submit(request())
-    executor.delete_all()
-    assert bench.cluster.objects["jobs"] == {}
-
-
 def test_cancelling_deletes_the_job(bench: Bench) -> None:
     executor = bench.executor()
     executor.submit(request())
@@ -500,20 +337,3 @@ def test_a_disruption_is_told_once_with_its_pod_and_its_cause(bench: Bench) -> N
     why = f"pod {pod} was taken away: DeletionByTaintManager"
     disruption = Notice(run_id=request().run_id, cause=LossCause.NODE_LOST, why=why)
     assert told + executor.notices() == [Notice(run_id=request().run_id), disruption]
-
-
-def test_a_start_is_told_once_its_container_runs_and_again_to_a_successor(bench: Bench) -> None:
-    executor = bench.executor()
-    executor.submit(request())
-    pod = bench.cluster.start_pod(bench.cluster.only_job(), phase="Pending")
-    settle(executor)
-    assert executor.notices() == []
-    bench.cluster.put("pods", bench.cluster.objects["pods"][pod] | {"status": {"phase": "Running"}})
-    settle(executor)
-    assert executor.notices() == [Notice(run_id=request().run_id)]
-    assert executor.notices() == []
-    executor.close()
-    second = bench.executor()
-    second.submit(request())
-    settle(second)
-    assert second.notices() == [Notice(run_id=request().run_id)]

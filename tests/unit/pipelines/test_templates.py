@@ -12,6 +12,7 @@ from automonai.spec import SamplerName
 from pipelines import predict_template, study_template, study_workflow, train_template
 from pipelines.__main__ import documents
 from pipelines.cron import nightly_study
+from pipelines.study import INSTANCE_LABEL
 
 Template = dict[str, Any]
 
@@ -81,7 +82,39 @@ def test_a_step_is_repeated_after_a_disruption_and_after_the_check_when_a_servic
 ) -> None:
     retry = steps(study)[name]["retryStrategy"]
     assert retry["retryPolicy"] == "Always"
-    assert retry["expression"] == f"lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in {codes}"
+    repeated, _, memory = retry["expression"].partition(" && ")
+    assert repeated == f"(lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in {codes})"
+    assert memory == f"!(lastRetry.message matches '{OUT_OF_MEMORY}')"
+
+
+OUT_OF_MEMORY = "^[a-z]+: OOMKilled"
+
+
+@pytest.mark.parametrize(
+    ("message", "is_out_of_memory"),
+    [
+        ("main: OOMKilled (exit code 137)", True),
+        ("main: OOMKilled (exit code 137): the log's last lines", True),
+        ("wait: OOMKilled (exit code 137)", True),
+        ("main: Error (exit code 137)", False),
+        ("main: Error (exit code 143): run t0001 is lost:\nmain: OOMKilled (exit code 137)", False),
+        ("Pod was rejected: Node has insufficient memory", False),
+        ("", False),
+    ],
+)
+def test_what_argo_says_of_a_container_that_used_up_its_memory_is_told_from_all_else(
+    message: str, is_out_of_memory: bool
+) -> None:
+    assert bool(re.search(OUT_OF_MEMORY, message)) is is_out_of_memory  # Go's and Python's regexps agree on this one
+
+
+def test_a_release_decides_who_the_pods_run_as() -> None:
+    for path, text in documents().items():
+        if path.name.startswith("automonai-"):
+            spec = yaml.safe_load(text)["spec"]
+            assert spec["securityContext"] == "@@podSecurityContext@@"
+            contexts = [entry["container"]["securityContext"] for entry in spec["templates"] if "container" in entry]
+            assert not [context for context in contexts if "runAsUser" in context]
 
 
 def test_one_study_has_one_workflow_at_a_time(study: Template) -> None:
@@ -94,16 +127,15 @@ def test_the_report_is_an_html_artifact_that_the_ui_shows(study: Template) -> No
     assert artifact["s3"]["key"].endswith(".html")
 
 
-@pytest.mark.parametrize("make", [study_template, predict_template, train_template])
-def test_a_mark_is_a_whole_scalar(make: Any) -> None:
-    text = yaml.safe_dump(make().to_dict())
+@pytest.mark.parametrize("text", documents().values(), ids=[path.name for path in documents()])
+def test_a_mark_is_a_whole_scalar(text: str) -> None:
     assert re.findall(r"@@\w+@@", text) == re.findall(r"(?<=')@@\w+@@(?=')", text)
 
 
-@pytest.mark.parametrize("make", [study_template, predict_template, train_template])
-def test_every_mark_is_one_that_the_chart_replaces(make: Any) -> None:
+@pytest.mark.parametrize("text", documents().values(), ids=[path.name for path in documents()])
+def test_every_mark_is_one_that_the_chart_replaces(text: str) -> None:
     chart = (Path(__file__).parents[3] / "charts" / "automonai" / "templates" / "_helpers.tpl").read_text()
-    for mark in set(re.findall(r"@@(\w+)@@", yaml.safe_dump(make().to_dict()))):
+    for mark in set(re.findall(r"@@(\w+)@@", text)):
         assert f'"{mark}" ' in chart
 
 
@@ -125,6 +157,12 @@ def test_a_submitted_study_states_nothing_but_the_templates_parameters() -> None
         },
         "workflowTemplateRef": {"name": "automonai-study"},
     }
+
+
+@pytest.mark.parametrize(("instance_id", "labels"), [("", None), ("imaging", {INSTANCE_LABEL: "imaging"})])
+def test_a_submitted_study_is_for_the_argo_of_that_instance_id(instance_id: str, labels: dict[str, str] | None) -> None:
+    metadata = study_workflow(name="n", spec="", instance_id=instance_id).to_dict()["metadata"]
+    assert metadata.get("labels") == labels
 
 
 def test_the_nightly_example_passes_parameters_that_the_template_has(study: Template) -> None:

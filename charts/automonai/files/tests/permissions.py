@@ -7,20 +7,20 @@ from kubernetes import client, config
 
 ALLOWED = {
     "controller": {
-        ("batch", "jobs"): {"create", "get", "list", "watch", "patch", "delete"},
-        ("", "pods"): {"get", "list", "watch"},
+        ("batch", "jobs"): {"create", "get", "list", "watch", "delete"},
+        ("", "pods"): {"list", "watch"},
         ("", "pods/log"): {"get"},
-        ("", "events"): {"create"},
-        ("argoproj.io", "workflows"): {"get", "watch"},
+        ("argoproj.io", "workflows"): {"get"},
         ("argoproj.io", "workflowtaskresults"): {"create", "patch"},
         ("coordination.k8s.io", "leases"): {"create", "get", "update"},
     },
-    "janitor": {("batch", "jobs"): {"get", "list", "delete"}, ("argoproj.io", "workflows"): {"get", "list"}},
+    "janitor": {("batch", "jobs"): {"list", "delete"}, ("argoproj.io", "workflows"): {"list"}},
     "step": {("argoproj.io", "workflowtaskresults"): {"create", "patch"}},
 }
 OTHERS = [
     ("", "secrets"),
     ("", "configmaps"),
+    ("", "events"),
     ("", "serviceaccounts"),
     ("", "pods/exec"),
     ("", "persistentvolumeclaims"),

@@ -16,7 +16,10 @@ LEASE = f"automonai-{NAME}"
 PLACE = f"{os.environ['AUTOMONAI_STORE']}/helm-test/phantom"
 STUDY = f"{os.environ['AUTOMONAI_STORE']}/studies/{NAME}"
 NAMESPACE = os.environ["AUTOMONAI_NAMESPACE"]
-WORKFLOWS = ("argoproj.io", "v1alpha1", NAMESPACE, "workflows")
+ARGO = ("argoproj.io", "v1alpha1", NAMESPACE)
+WORKFLOWS = (*ARGO, "workflows")
+TEMPLATE = "automonai-study"
+INSTANCE_LABEL = "workflows.argoproj.io/controller-instanceid"
 SPEC = """
 split: {test: 0.25, folds: 2}
 search: {sampler: random, space: {depth: 2, channels: 4, loss: {type: categorical, values: [dice, dice_ce]}}}
@@ -34,7 +37,8 @@ def main() -> None:
     _empty(study)
     with TemporaryDirectory() as folder:
         api.push_data(api.phantom(folder, cases=8, shape=(24, 24, 20)), PLACE)
-    workflow = objects.create_namespaced_custom_object(*WORKFLOWS, _workflow())["metadata"]["name"]
+    template = objects.get_namespaced_custom_object(*ARGO, "workflowtemplates", TEMPLATE)
+    workflow = objects.create_namespaced_custom_object(*WORKFLOWS, _workflow(template["metadata"]))["metadata"]["name"]
     try:
         _wait_for_end(objects, workflow)
         assert study.exists(keys.REPORT_HTML), f"workflow {workflow} has written no report"
@@ -46,14 +50,16 @@ def main() -> None:
     print(f"workflow {workflow} searched, trained and reported")
 
 
-def _workflow() -> dict[str, object]:
+def _workflow(template: dict[str, dict[str, str]]) -> dict[str, object]:
+    """Return what starts the search, by the Argo that takes a template of this metadata."""
+    labels = {key: value for key, value in template.get("labels", {}).items() if key == INSTANCE_LABEL}
     form = {"dataset": PLACE, "name": NAME, "parallel-runs": "1", "spec": SPEC}
     parameters = [{"name": name, "value": value} for name, value in form.items()]
     return {
         "apiVersion": "argoproj.io/v1alpha1",
         "kind": "Workflow",
-        "metadata": {"generateName": f"{NAME}-"},
-        "spec": {"workflowTemplateRef": {"name": "automonai-study"}, "arguments": {"parameters": parameters}},
+        "metadata": {"generateName": f"{NAME}-", "labels": labels},
+        "spec": {"workflowTemplateRef": {"name": TEMPLATE}, "arguments": {"parameters": parameters}},
     }
 
 
