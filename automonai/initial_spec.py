@@ -105,7 +105,7 @@ def initial_spec(
         training=training,
         execution=execution,
     )
-    return _render(spec, _remarks(facts, machine, epoch_seconds, ladder))
+    return _render(spec, _remarks(facts, machine, epoch_seconds, ladder, limit))
 
 
 def _with_gpu_of_torch(machine: Machine) -> Machine:
@@ -262,8 +262,11 @@ def _slug(name: str) -> str:
     return slug or "study"
 
 
-def _remarks(fingerprint: Fingerprint, machine: Machine, epoch_seconds: float, ladder: Ladder) -> dict[str, str]:
+def _remarks(
+    fingerprint: Fingerprint, machine: Machine, epoch_seconds: float, ladder: Ladder, limit: Limit
+) -> dict[str, str]:
     x, y, z = fingerprint.median_shape_voxels()
+    fits = f";\nat the standard configuration's cost some {ladder.iterations} iterations fit it"
     device = machine.gpus[0].name if machine.gpus else f"{machine.cores} CPU cores"
     return {
         "": f"{len(fingerprint.cases)} cases, median {x} x {y} x {z} voxels without background, on {device}.\n"
@@ -273,7 +276,7 @@ def _remarks(fingerprint: Fingerprint, machine: Machine, epoch_seconds: float, l
         "split": "test: share of the cases that only the last step sees; 0 for none",
         "search": _search_remark(ladder),
         "budget": "whichever of time, epochs, iterations is stated and reached first ends the search;\n"
-        "refit_share of the time is kept for training the best to the end",
+        f"refit_share of the time is kept for training the best to the end{'' if limit.iterations else fits}",
         "training": "patches follow the volumes' shape up to max_patch_voxels",
         "execution": "threads and memory of each run are its share of the machine unless stated",
         "refit": "what is trained to the end; null: decided by the budget",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +52,16 @@ def proposed(checked: CheckedDataset, budget: str | None, *, machine: Machine = 
 )
 def test_the_budget_stands_in_the_spec(checked: CheckedDataset, budget: str | None, field: str, value: float) -> None:
     assert getattr(proposed(checked, budget).budget, field) == value
+
+
+@pytest.mark.parametrize(("budget", "is_told"), [("1h", True), ("500 epochs", True), (None, False)])
+def test_how_many_iterations_fit_is_told_where_the_budget_is_none(
+    checked: CheckedDataset, budget: str | None, is_told: bool
+) -> None:
+    text = initial_spec(checked, path="data", machine=MACHINE, budget=budget, name=None)
+    found = re.search(r"# at the standard configuration's cost some (\d+) iterations fit it", text)
+    assert (found is not None) is is_told
+    assert found is None or int(found[1]) > 5
 
 
 def test_a_budget_that_means_nothing_is_refused(checked: CheckedDataset) -> None:
