@@ -28,7 +28,15 @@ from automonai.domain.request import (
     request_adapter,
 )
 from automonai.domain.run import FailureReason, Result
-from automonai.errors import RunError, RunOutOfMemoryError, StopRequestedError, StorageError, UserError, described
+from automonai.errors import (
+    ObjectNotFoundError,
+    RunError,
+    RunOutOfMemoryError,
+    StopRequestedError,
+    StorageError,
+    UserError,
+    described,
+)
 from automonai.execution.jobs import GPUS_VARIABLE
 from automonai.learning.metering import UNMETERED, EpochMeter, Meter
 from automonai.observability import exposition, logs
@@ -326,9 +334,11 @@ def _logged(run_id: str, store: Store) -> Iterator[None]:
     """Keep what is logged meanwhile as the run's log in the store, readable: people read it, by `automonai logs`.
 
     Programs read the lines of standard error, which on a cluster are JSON. What ends the run without an answer is
-    logged, too.
+    logged, too. A later attempt's log follows the earlier ones'.
     """
-    text = io.StringIO()
+    text, key = io.StringIO(), keys.log(run_id)
+    with suppress(ObjectNotFoundError):
+        text.write(store.get(key).decode(errors="replace"))
     try:
         with logs.log_context(run=run_id), logs.copied_to(text):
             try:
@@ -338,8 +348,11 @@ def _logged(run_id: str, store: Store) -> Iterator[None]:
             except Exception:
                 logger.warning("the run ends without an answer", exc_info=True)
                 raise
-    finally:
-        store.put(keys.log(run_id), text.getvalue().encode())
+    except BaseException:
+        with suppress(StorageError):  # it must not take the place of what went wrong
+            store.put(key, text.getvalue().encode())
+        raise
+    store.put(key, text.getvalue().encode())
 
 
 if __name__ == "__main__":

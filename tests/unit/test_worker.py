@@ -20,7 +20,13 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, Result, Run, RunState
 from automonai.domain.tally import Tally
-from automonai.errors import CorruptObjectError, DatasetError, NonFiniteLossError, StopRequestedError
+from automonai.errors import (
+    CorruptObjectError,
+    DatasetError,
+    NonFiniteLossError,
+    StopRequestedError,
+    StoreUnavailableError,
+)
 from automonai.execution.jobs import GPUS_VARIABLE
 from automonai.learning.metering import Meter
 from automonai.observability import logs
@@ -62,6 +68,29 @@ def test_a_run_leaves_its_result_and_its_log(store: MemoryStore, monkeypatch: py
     assert serve(store) == 0
     assert Result.model_validate_json(store.get(keys.result(REQUEST.run_id))).state is RunState.COMPLETE
     assert store.exists(keys.log(REQUEST.run_id))
+
+
+def test_the_log_of_a_later_attempt_follows_the_first_ones(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_training(monkeypatch, OSError("the drive is away"))
+    with pytest.raises(OSError, match="the drive is away"):
+        serve(store)
+    patch_training(monkeypatch, None)
+    serve(store)
+    log = store.get(keys.log(REQUEST.run_id)).decode()
+    assert log.index("the drive is away") < log.rindex("the dataset is in")
+    assert log.count("the dataset is in") == 2
+
+
+def test_a_store_that_is_away_does_not_hide_why_a_run_ended(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(key: str, content: bytes) -> None:
+        raise StoreUnavailableError("no answer")
+
+    patch_training(monkeypatch, StopRequestedError("stopped after step 3"))
+    monkeypatch.setattr(store, "put", away)
+    with pytest.raises(StopRequestedError):
+        serve(store)
 
 
 def test_a_runs_stored_log_is_text_with_its_id_where_standard_error_is_json(
