@@ -51,8 +51,9 @@ NOTICE = "<!-- Written by scripts/reference.py; change the code, then run it aga
 SPEC_INTRODUCTION = """\
 One YAML file describes a study: [an example](../../examples/study.yaml). `automonai init DATASET` writes one with
 comments, fitted to dataset, machine and budget; only `name`, `dataset` and one limit in `budget` are required. Unknown
-keys are errors. On the command line `--set section.field=value` replaces a value. A study that has begun accepts
-changes of `budget`, `execution` and `refit`.
+keys are errors. On the command line `--set section.field=value` replaces a value. A study that has begun, and is not
+over, accepts changes of `execution`, of `refit` and of the limits of `budget`: all of it but `min_epochs`, `max_epochs`
+and `eta`. With another of these, another `dataset`, `split`, `search` or `training`, it is refused.
 """
 HYPERPARAMETERS = """\
 `search.space` maps each of these names to one fixed value or to one of

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from automonai.report.intervals import RESAMPLES, Interval
+from automonai.domain.refit import ALIKE
+from automonai.domain.run import Origin
+from automonai.report.intervals import Interval
 from automonai.report.markup import (
     Cell,
     bounds,
@@ -26,13 +28,14 @@ from automonai.report.words import (
     cut_short_words,
     describe,
     duration,
+    is_alike,
     memory,
     scored_words,
     value_words,
 )
 from automonai.spec import SamplerName
 
-_FEW_CASES = 10
+_VERY_FEW_CASES, _FEW_CASES = 10, 20
 TOLERANCE_MM = 1.0
 """Tolerance of the surface Dice by which the ensemble is scored."""
 
@@ -73,7 +76,7 @@ def _dice_tile(summary: Summary) -> str:
         interval = bounds(test.mean_dice_low, test.mean_dice_high)
         return tile("Mean Dice on test cases", f"{test.mean_dice:.3f}", f"95 % interval {interval}", is_main=True)
     if ensemble is not None and ensemble.validation_mean_dice is not None:
-        value, more = ensemble.validation_mean_dice, f"of the ensemble, on {_held_out_words(ensemble)}; no test"
+        value, more = ensemble.validation_mean_dice, f"on the {_held_out_words(ensemble)} of the choice; no test"
         return tile("Mean Dice on validation", f"{value:.3f}", more, is_main=True)
     if winner is not None and winner.dice is not None:
         more = f"best so far, after {counted(winner.budget_epochs, 'epoch')}; not tested"
@@ -94,11 +97,12 @@ def _limits(budget: Spent) -> str:
 
 def _test_table(test: HeldOutScores) -> str:
     rows = [_class_row(name, test) for name in test.dice]
+    known, cases = (sum(interval.cases for interval in of.values()) for of in (test.hd95_mm, test.dice))
     total: Sequence[str] = [
         "Mean over classes",
         decimal(test.mean_dice),
         Cell(bounds(test.mean_dice_low, test.mean_dice_high)),
-        decimal(_mean(test.hd95_mm), 1),
+        _distance(_mean(test.hd95_mm), known, cases),
         decimal(_mean(test.surface_dice)),
         Cell(""),
     ]
@@ -115,17 +119,20 @@ def _test_table(test: HeldOutScores) -> str:
 
 
 def _class_row(name: str, test: HeldOutScores) -> Sequence[str]:
-    dice, distance, surface = test.dice[name], test.hd95_mm[name], test.surface_dice[name]
-    undefined = distance.undefined - dice.undefined
-    cases = f"{dice.cases}" + (f" ({undefined} without HD95)" if undefined > 0 else "")
+    dice, distance = test.dice[name], test.hd95_mm[name]
     return [
         name,
         decimal(dice.mean),
         span(dice),
-        decimal(distance.mean, 1),
-        decimal(surface.mean),
-        Cell(cases),
+        _distance(distance.mean, distance.cases, dice.cases),
+        decimal(test.surface_dice[name].mean),
+        Cell(dice.cases),
     ]
+
+
+def _distance(mean: float | None, known: int, cases: int) -> Cell:
+    """Return a mean distance; with in how many of the cases there is one, if that is not all."""
+    return Cell(f"{decimal(mean, 1)}{f' ({known} of {cases})' if known < cases else ''}")
 
 
 def _mean(intervals: dict[str, Interval]) -> float | None:
@@ -134,31 +141,52 @@ def _mean(intervals: dict[str, Interval]) -> float | None:
 
 
 def _reading(test: HeldOutScores) -> str:
+    cases = len(test.cases)
     text = (
         "Dice is the overlap with the reference, from 0 to 1. HD95 is the distance in millimetres within which 95 % of "
         "the two surfaces lie from each other; less is better. Surface Dice is the share of the surfaces that agree to "
         f"within {TOLERANCE_MM:g} mm. The interval tells how far the mean may be off because only these patients were "
-        f"tested: of intervals made in this way about 95 in 100 hold the true mean (bootstrap over cases, "
-        f"{RESAMPLES:,} resamples)."
+        f"tested{_coverage(cases)}; how much another training would differ it does not tell."
     )
     absent = [f"{name} ({i.undefined})" for name, i in test.dice.items() if i.undefined]
     if absent:
         text += f" Cases in which a structure is neither present nor found do not count for it: {', '.join(absent)}."
-    few = f"With only {counted(len(test.cases), 'test case')} these intervals are rough."
-    return paragraph(text, "small muted") + (notice(few) if len(test.cases) < _FEW_CASES else "")
+    few = (
+        f"With only {counted(cases, 'test case')} the intervals are rough, and too narrow where the network fails on "
+        "few patients: these cases may hold none of them."
+    )
+    return paragraph(text, "small muted") + _unmatched(test) + (notice(few) if cases < _VERY_FEW_CASES else "")
+
+
+def _coverage(cases: int) -> str:
+    """Return how far to trust the intervals, as their module measured."""
+    if cases < _VERY_FEW_CASES:
+        return ""
+    narrow = "; with so few cases they are somewhat too narrow" if cases < _FEW_CASES else ""
+    return f" (of intervals made in this way about 95 in 100 hold the true mean{narrow})"
+
+
+def _unmatched(test: HeldOutScores) -> str:
+    """Return of how many cases HD95 keeps silent though a structure is missing or made up."""
+    counts = {name: dice.cases - test.hd95_mm[name].cases for name, dice in test.dice.items()}
+    named = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
+    if not named:
+        return ""
+    return notice(
+        f"HD95 looks better than it is. It leaves out the cases in which a structure was missed altogether, or found "
+        f"where there is none, since there is no distance to measure: {named}. Their Dice is 0 and counts."
+    )
 
 
 def _optimism(summary: Summary) -> str:
     found, winner = summary.optimism, summary.winner
     if found is None or winner is None:
         return ""
-    direction = "higher than" if found.difference > 0 else "lower than"
-    why = " Being chosen makes a score look better than it is." if found.difference > 0 else ""
     text = (
-        f"In the search the winner reached {found.search_dice:.3f} after "
-        f"{counted(winner.budget_epochs, 'epoch')} on the cases by which it was chosen, "
-        f"{abs(found.difference):.3f} {direction} the ensemble's {found.test_dice:.3f} here.{why} "
-        "The test score is the one to trust."
+        f"In the search one network of the winning configuration had a mean Dice of {found.search_dice:.3f} after "
+        f"{counted(winner.budget_epochs, 'epoch')}, on the validation cases by which it was chosen. The ensemble, "
+        f"trained to the end, has {found.test_dice:.3f} on the test cases. The two differ in networks, training and "
+        "patients and cannot be compared strictly; the test score is the one to trust."
     )
     return paragraph(text)
 
@@ -170,8 +198,9 @@ def _no_test(summary: Summary) -> str:
         else "The test cases have not been scored."
     )
     return notice(
-        f"{reason} What follows was measured on cases that each network had not trained on, but by which the search "
-        "chose; on new patients expect somewhat less."
+        f"{reason} What follows was measured on cases that each network had not trained on, but by which the ensemble "
+        "was chosen, so it is slightly too good; each case was segmented by one network of each configuration, not by "
+        "all of them."
     )
 
 
@@ -181,7 +210,7 @@ def _cut_short(summary: Summary) -> str:
 
 
 def _held_out_words(ensemble: EnsembleSummary) -> str:
-    return f"{scored_words(ensemble)} held-out cases" if cut_short_words(ensemble) else "held-out folds"
+    return f"{scored_words(ensemble)} held-out cases" if ensemble.scored_cases else "held-out cases"
 
 
 def _validation_table(summary: Summary) -> str:
@@ -192,7 +221,7 @@ def _validation_table(summary: Summary) -> str:
     return table(
         ["Class", Cell("Dice")],
         rows,
-        caption=f"The ensemble on {_held_out_words(ensemble)}.",
+        caption=f"On the {_held_out_words(ensemble)} by which the ensemble was chosen.",
         total=["Mean over classes", decimal(ensemble.validation_mean_dice)],
     )
 
@@ -226,6 +255,11 @@ def configuration_section(summary: Summary) -> str:
         "configuration",
         title,
         paragraph(_origin(winner)),
+        *(
+            paragraph(text)
+            for tell in (_of_equals, _beside_the_standard, _in_the_ensemble)
+            if (text := tell(summary, winner))
+        ),
         paragraph(sentences),
         table(["Choice", "Value", "In this study"], values),
     )
@@ -242,9 +276,57 @@ def _origin(winner: Winner) -> str:
     return f"{text}."
 
 
+def _of_equals(summary: Summary, winner: Winner) -> str:
+    """Return why the winner is not the one with the best score, where that is so."""
+    first = next((trial for trial in summary.trials if trial.rank == 1), None)
+    if first is None or first.trial == winner.trial or first.dice is None:
+        return ""
+    text = f"The best score of the search is that of trial {first.trial}, {first.dice:.3f}."
+    if not is_alike(first, winner):
+        return f"{text} Trained to the end as well, it did worse on held-out cases than this one."
+    return (
+        f"{text} Results that differ by less than {ALIKE:g} are taken for equal; the winner, which was trained to the "
+        "end first, is the one of these that trains fastest."
+    )
+
+
+def _beside_the_standard(summary: Summary, winner: Winner) -> str:
+    """Return whether the search has found anything better than what it began with."""
+    known = sum(trial.rank is not None for trial in summary.trials)
+    if known < 2:
+        return ""
+    if winner.origin is Origin.STANDARD:
+        first = next(trial for trial in summary.trials if trial.rank == 1)
+        if first.trial != winner.trial and not is_alike(first, winner):
+            return "It is the standard configuration: in the end the search has found nothing better."
+        better = "better" if first.trial == winner.trial else "clearly better"
+        return f"None of the {known} configurations with a result is {better} than the standard one."
+    found = summary.standard
+    if found is None:
+        return "The standard configuration has no result with which to compare it."
+    lead = found.winner_dice - found.standard_dice
+    text = (
+        f"After the same {counted(found.epochs, 'epoch')} on the same validation cases the standard configuration "
+        f"(trial {found.trial}) reached {found.standard_dice:.3f} and the winner {found.winner_dice:.3f}"
+    )
+    if lead < ALIKE:
+        return f"{text}: the search has found nothing that is clearly better than the standard one."
+    return f"{text}. Part of this lead of {lead:.3f} is luck, for the winner is the best of {known}."
+
+
+def _in_the_ensemble(summary: Summary, winner: Winner) -> str:
+    """Return what the ensemble made of the winner, where it is not of the winner's networks alone."""
+    trials = [] if summary.ensemble is None else sorted({member.trial for member in summary.ensemble.members})
+    others = " and ".join(f"trial {trial}" for trial in trials if trial != winner.trial)
+    if not others:
+        return ""
+    return f"The ensemble averages its networks with those of {others}, since that did best on held-out cases."
+
+
 def _rungs(summary: Summary) -> str:
     *lower, highest = summary.rungs
-    return ", ".join([*map(str, lower), counted(highest, "epoch")])
+    epochs = counted(highest, "epoch")
+    return f"after {', '.join(map(str, lower))} and {epochs}" if lower else f"after {epochs}"
 
 
 def cost_section(summary: Summary) -> str:
@@ -252,7 +334,7 @@ def cost_section(summary: Summary) -> str:
     budget, winner = summary.budget, summary.winner
     sampler = SAMPLER_WORDS[SamplerName(summary.sampler)]
     rows = [
-        ("Search method", f"{sampler}, trained for {_rungs(summary)}"),
+        ("Search method", f"{sampler}; configurations were compared {_rungs(summary)}"),
         ("Wall-clock time in all", duration(budget.seconds)),
         ("Of it the search", _search_time(summary)),
         ("Training time, all runs added up", duration(budget.run_seconds)),
@@ -264,8 +346,15 @@ def cost_section(summary: Summary) -> str:
         rows.append(("Largest memory of any one run", memory(budget.peak_memory_bytes)))
     if winner is not None and winner.prediction_seconds_per_case is not None:
         time = duration(winner.prediction_seconds_per_case)
-        rows.append(("Prediction by one network", f"{time} per validation case"))
-    return section("cost", "What it cost", facts(rows))
+        rows.append(("Predicting and scoring a validation case", f"{time}, by one network on the device of one run"))
+    return section("cost", "What it cost", facts(rows), paragraph(_COST_TERMS, "small muted"))
+
+
+_COST_TERMS = (
+    "In an epoch a network trains on one patch of each training case. A rung is a number of epochs after which "
+    "configurations are compared, and only the best train on. A fold is a part of the cases that is held out of a "
+    "network's training and scores it. The refit trains the winner to the end, one network for each of several folds."
+)
 
 
 def _search_time(summary: Summary) -> str:

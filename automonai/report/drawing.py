@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from textwrap import shorten, wrap
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -96,6 +97,30 @@ def style_grid(axes: Axes, which: str = "y") -> None:
     axes.tick_params(length=0)
 
 
+def draw_points(axes: Axes, points: Sequence[tuple[float, float]], marker: str, **style: Any) -> None:
+    """Draw points on an axis whose limits are set, those below it as triangles at its lower edge.
+
+    Args:
+        axes: To draw on.
+        points: x and y.
+        marker: Of those that are not below the axis.
+        style: As matplotlib's `plot` takes it.
+    """
+    low, high = axes.get_ylim()
+    edge = low + 0.018 * (high - low)  # keeps triangles off the labels
+    above = [(x, y) for x, y in points if y >= low]
+    below = [(x, edge) for x, y in points if y < low]
+    for shape, shown in ((marker, above), ("v", below)):
+        if shown:
+            axes.plot(*zip(*shown, strict=True), shape, **style)
+
+
+def range_of_the_best(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range to draw, without the lowest quarter of the values where that would take more than half of it."""
+    low, quarter, high = (float(np.quantile(values, share)) for share in (0, 0.25, 1))
+    return (quarter, high) if high - low > 2 * (high - quarter) else (low, high)
+
+
 def seconds_axis(axes: Axes, largest: float) -> None:
     """Label a linear x axis of seconds in the unit that suits it."""
     step = next((s for s in _STEPS if largest / s <= 8), _STEPS[-1] * max(1, round(largest / _STEPS[-1] / 8)))
@@ -104,16 +129,20 @@ def seconds_axis(axes: Axes, largest: float) -> None:
 
 
 def log_seconds_axis(axes: Axes, low: float, high: float) -> None:
-    """Make x a logarithmic axis of seconds with round durations as ticks."""
+    """Make x a logarithmic axis of seconds with round durations as ticks; its ends where there are no two of these."""
     axes.set_xscale("log")
-    low, high = low / 1.15, high * 1.15
-    ticks = [step for step in _ROUND_SECONDS if low <= step <= high]
+    axes.set_xlim(low / 1.15, high * 1.15)
+    labels = {step: short_duration(step) for step in _ROUND_SECONDS if low / 1.15 <= step <= high * 1.15}
+    if len(labels) < 2:
+        labels = (
+            {low: duration(low)} if duration(low) == duration(high) else {end: duration(end) for end in (low, high)}
+        )
+    ticks = list(labels)
     while len(ticks) > 8:
         ticks = ticks[::2]
-    axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([short_duration(tick) for tick in ticks])
+    axes.set_xticklabels([labels[tick] for tick in ticks])
 
 
 def short_duration(seconds: float) -> str:

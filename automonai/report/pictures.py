@@ -21,9 +21,11 @@ def pictures_section(summary: Summary, store: Store) -> str:
     if not cases:
         return section("worst", title, notice(_why_none(summary)))
     text = (
-        "The test cases on which the ensemble does worst, worst first, in the slice that tells most: the reference is "
-        "the solid blue outline, the prediction the dashed orange one. Look for a pattern: one scanner, one pathology, "
-        "or a questionable reference."
+        "The test cases on which the ensemble does worst, worst first, each in the axial slice with the most wrong "
+        "voxels, seen from the feet: the patient's right is on the left, the front on top. The reference is the solid "
+        "blue outline, the prediction the dashed orange one, in these colours for every structure. Where no orange is "
+        "to be seen nothing was found in that slice. Look for a pattern: one scanner, one pathology, or a questionable "
+        "reference."
     )
     shown = "".join(_picture(case, store) for case in cases)
     return section("worst", title, paragraph(text), f'<div class="pictures">{shown}</div>')
@@ -50,11 +52,17 @@ def _picture(case: CaseSummary, store: Store) -> str:
 
 def _by_class(case: CaseSummary) -> str:
     """Return the Dice of each class, or of the lowest ones where there are many."""
-    known = list(case.dice.items())
-    if len(known) <= _MOST_CLASSES:
-        return ", ".join(f"{name} {_dice(dice)}" for name, dice in known)
-    lowest = sorted((dice, name) for name, dice in known if dice is not None)[:_MOST_CLASSES]
-    return "Lowest: " + ", ".join(f"{name} {_dice(dice)}" for dice, name in lowest)
+    if len(case.dice) <= _MOST_CLASSES:
+        return ", ".join(f"{name}: {_class_words(case, name)}" for name in case.dice)
+    lowest = sorted((dice, name) for name, dice in case.dice.items() if dice is not None)[:_MOST_CLASSES]
+    return "Lowest: " + ", ".join(f"{name}: {_class_words(case, name)}" for _, name in lowest)
+
+
+def _class_words(case: CaseSummary, name: str) -> str:
+    words = _dice(case.dice[name])
+    if case.dice[name] == 0:
+        words += " (no overlap)" if case.hd95_mm[name] is not None else " (missed altogether, or not in the reference)"
+    return words
 
 
 def _dice(value: float | None) -> str:

@@ -63,8 +63,10 @@ nav a:hover { text-decoration: underline; }
   header.page { padding-top: 0; }
   nav { display: none; }
   h1 { font-size: 22pt; } h2 { font-size: 15pt; } h3 { font-size: 12pt; }
-  h2, h3, caption { break-after: avoid; page-break-after: avoid; }
-  figure, .tile, .tiles, .notice, tr, table.short { break-inside: avoid; page-break-inside: avoid; }
+  #worst > p { break-inside: avoid; page-break-inside: avoid; }
+  #cost > p { break-before: avoid; page-break-before: avoid; }
+  h2, h3, caption, #worst > p { break-after: avoid; page-break-after: avoid; }
+  figure, .tile, .tiles, .notice, tr, table.short, table.facts { break-inside: avoid; page-break-inside: avoid; }
   thead { display: table-header-group; }
   section { padding-top: 14px; margin-top: 14px; }
   table, figcaption, caption, .small { font-size: 9pt; }

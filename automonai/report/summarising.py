@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping
 from automonai.domain.dataset import Dataset
 from automonai.domain.facts import RunRecord
 from automonai.domain.request import CaseScores, EnsembleResult, StudyData
-from automonai.domain.run import FailureReason, Origin, Result, RunState, Trial
-from automonai.domain.seeds import derive_seed
+from automonai.domain.run import CurvePoint, FailureReason, Origin, Result, RunState, Trial
 from automonai.domain.study import Study
 from automonai.report.intervals import Interval, interval_of, interval_of_class_means
 from automonai.report.summary import (
     CaseSummary,
+    Comparison,
     DatasetSummary,
     EnsembleSummary,
     Failure,
@@ -54,6 +54,7 @@ def summarise(study: Study, data: StudyData) -> Summary:
         dataset=_dataset(data),
         test=test,
         winner=winner,
+        standard=_standard(study, winner),
         ensemble=ensemble,
         optimism=_optimism(winner, test),
         proposals=_proposals(study.trials.values()),
@@ -94,27 +95,24 @@ def _dataset(data: StudyData) -> DatasetSummary:
 def _held_out(study: Study, data: StudyData) -> HeldOutScores | None:
     if study.ensemble is None or not study.ensemble.test:
         return None
-    seed = study.spec.search.seed
     test, classes = study.ensemble.test, data.dataset.foreground
-    rows = [[case.dice.get(value) for value in classes] for case in test]
-    mean = interval_of_class_means(rows, seed=derive_seed(seed, "report", "mean"))
+    mean = interval_of_class_means([[case.dice.get(value) for value in classes] for case in test])
     cases = [_case(case, classes) for case in test]
     return HeldOutScores(
         mean_dice=mean.mean,
         mean_dice_low=mean.low,
         mean_dice_high=mean.high,
-        dice=_intervals([case.dice for case in test], classes, seed),
-        hd95_mm=_intervals([case.hd95_mm for case in test], classes, seed),
-        surface_dice=_intervals([case.surface_dice for case in test], classes, seed),
+        dice=_intervals([case.dice for case in test], classes),
+        hd95_mm=_intervals([case.hd95_mm for case in test], classes, largest=math.inf),
+        surface_dice=_intervals([case.surface_dice for case in test], classes),
         cases=tuple(sorted(cases, key=lambda c: (math.inf if c.mean_dice is None else c.mean_dice, c.case))),
     )
 
 
-def _intervals(figures: list[dict[int, float | None]], classes: Mapping[int, str], seed: int) -> dict[str, Interval]:
-    return {
-        name: interval_of([of.get(value) for of in figures], seed=derive_seed(seed, "report", value))
-        for value, name in classes.items()
-    }
+def _intervals(
+    figures: list[dict[int, float | None]], classes: Mapping[int, str], *, largest: float = 1.0
+) -> dict[str, Interval]:
+    return {name: interval_of([of.get(value) for of in figures], largest=largest) for value, name in classes.items()}
 
 
 def _case(scores: CaseScores, classes: Mapping[int, str]) -> CaseSummary:
@@ -137,7 +135,7 @@ def _winner(study: Study) -> Winner | None:
         return None
     trial, result = study.incumbent
     if study.refit is not None and study.refit.runs:
-        chosen = study.refit.runs[0].trial
+        chosen = _heaviest(study.ensemble) if study.ensemble is not None else study.refit.runs[0].trial
         trial, result = next((t, r) for t, r in study.ranking if t.number == chosen)
     return Winner(
         trial=trial.number,
@@ -149,6 +147,36 @@ def _winner(study: Study) -> Winner | None:
         parameters=result.parameters,
         prediction_seconds_per_case=result.prediction_seconds_per_case,
     )
+
+
+def _heaviest(ensemble: EnsembleResult) -> int:
+    """Return the trial whose networks have most weight, the earlier one's of the candidates if two have."""
+    weights: dict[int, float] = {}
+    for member in ensemble.members:
+        weights[member.trial] = weights.get(member.trial, 0.0) + member.weight
+    most = max(weights.values())
+    return next(trial for trial, weight in weights.items() if weight > most - 1e-9)
+
+
+def longest_curves(study: Study) -> dict[int, tuple[CurvePoint, ...]]:
+    """Return each trial's longest curve of the search, failed runs included."""
+    curves: dict[int, tuple[CurvePoint, ...]] = {}
+    for record in study.search_records():
+        if record.result is not None and len(record.result.curve) >= len(curves.get(record.run.trial, ())):
+            curves[record.run.trial] = record.result.curve
+    return curves
+
+
+def _standard(study: Study, winner: Winner | None) -> Comparison | None:
+    standard = next((trial.number for trial in study.trials.values() if trial.origin is Origin.STANDARD), None)
+    if winner is None or standard is None or standard == winner.trial:
+        return None
+    curves = longest_curves(study)
+    dice = [{p.epoch: p.mean_dice for p in curves.get(trial, ())} for trial in (winner.trial, standard)]
+    epochs = max(dice[0].keys() & dice[1].keys(), default=None)
+    if epochs is None:
+        return None
+    return Comparison(trial=standard, epochs=epochs, winner_dice=dice[0][epochs], standard_dice=dice[1][epochs])
 
 
 def _ensemble(result: EnsembleResult, dataset: Dataset) -> EnsembleSummary:

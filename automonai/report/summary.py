@@ -65,7 +65,10 @@ class HeldOutScores(Record):
 
 
 class Winner(Record):
-    """The configuration that is refitted, or would be if the search ended now."""
+    """The configuration of most weight in the ensemble.
+
+    Before there is one, the configuration that is refitted first; before that, the best so far.
+    """
 
     trial: int
     """Its number."""
@@ -81,6 +84,19 @@ class Winner(Record):
     """Weights of its network."""
     prediction_seconds_per_case: float | None
     """Time to predict and score one validation case."""
+
+
+class Comparison(Record):
+    """The winner beside the standard configuration, after the same epochs and on the same validation cases."""
+
+    trial: int
+    """The standard configuration's number."""
+    epochs: int
+    """The most epochs after which both were validated."""
+    winner_dice: float
+    """Mean foreground Dice of the winner then."""
+    standard_dice: float
+    """Mean foreground Dice of the standard configuration then."""
 
 
 class MemberSummary(Record):
@@ -104,11 +120,11 @@ class EnsembleSummary(Record):
     largest_component: tuple[str, ...]
     """Classes of which only the largest connected component is kept."""
     validation_dice: dict[str, float]
-    """Out-of-fold Dice by class name."""
+    """Dice by class name on held-out cases, each by the networks that had not seen it: one of each configuration."""
     validation_mean_dice: float | None
-    """Mean of these over the classes."""
+    """Mean of these over the classes; the choice was made by it, so that it is slightly too good."""
     single_validation_dice: float | None
-    """Out-of-fold mean Dice of the best configuration alone."""
+    """The same mean for the best configuration by itself, with all pieces of every class kept."""
     scored_cases: int
     """Held-out cases by which it was chosen; 0 if that is not known."""
     planned_cases: int
@@ -120,14 +136,17 @@ class EnsembleSummary(Record):
 
 
 class Optimism(Record):
-    """How much better the winner looked in the search than the ensemble is on unseen cases."""
+    """The winner's score in the search beside the ensemble's on the test, which are not strictly comparable.
+
+    Networks, length of training and patients differ, and only the first was chosen for its score.
+    """
 
     search_dice: float
-    """Mean foreground Dice of the winner on its validation cases."""
+    """Mean foreground Dice of the winner on its validation cases, when the search ended."""
     test_dice: float
     """Mean Dice of the ensemble on the test cases."""
     difference: float
-    """Search minus test: above 0, the search was optimistic."""
+    """Search minus test."""
 
 
 class Proposals(Record):
@@ -288,6 +307,8 @@ class Summary(Record):
     """None before the ensemble is tested, and without test cases."""
     winner: Winner | None
     """The best configuration so far; None before a run has completed."""
+    standard: Comparison | None
+    """How the winner does beside the standard configuration; None if it is that, or if they cannot be compared."""
     ensemble: EnsembleSummary | None
     """None before it is chosen."""
     optimism: Optimism | None

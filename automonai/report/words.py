@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from automonai.domain.configuration import Configuration
+from automonai.domain.refit import ALIKE
 from automonai.domain.run import FailureReason, Origin
-from automonai.report.summary import EnsembleSummary
+from automonai.report.summary import EnsembleSummary, TrialSummary, Winner
 from automonai.spec import SamplerName
 
 HYPERPARAMETER_WORDS = {
@@ -63,7 +64,7 @@ FAILURE_WORDS = {
     FailureReason.DOES_NOT_FIT: "Refused beforehand: needs more memory than there is",
     FailureReason.OUT_OF_MEMORY: "Ran out of memory",
     FailureReason.NON_FINITE_LOSS: "Training diverged (the loss became infinite or undefined)",
-    FailureReason.TOO_SLOW: "Too slow: above the cap on the time per epoch",
+    FailureReason.TOO_SLOW: "Too slow: above the cap on the time per epoch, or for the time that was left",
     FailureReason.LOST: "Lost by the machine more often than allowed",
 }
 
@@ -167,6 +168,11 @@ def scored_words(ensemble: EnsembleSummary) -> str:
     return f"{ensemble.scored_cases} of {ensemble.planned_cases} planned"
 
 
+def is_alike(first: TrialSummary, winner: Winner) -> bool:
+    """Whether the winner's score in the search counts as equal to the best one."""
+    return first.loss is not None and winner.loss is not None and winner.loss - first.loss <= ALIKE
+
+
 def counted(number: int, noun: str) -> str:
     """Return the number with its noun, e.g. `1 case`, `4 cases`.
 
@@ -178,11 +184,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the two units that matter, e.g. `1 h 05 min`.
+    """Return a duration in the unit or the two that matter, e.g. `1 h 05 min`.
 
-    >>> [duration(s) for s in (0.4, 59.7, 125, 3900, 180000)]
-    ['0.4 s', '1 min 00 s', '2 min 05 s', '1 h 05 min', '2 d 02 h']
+    >>> [duration(s) for s in (0.04, 0.4, 59.7, 125, 3900, 180000)]
+    ['40 ms', '0.4 s', '1 min 00 s', '2 min 05 s', '1 h 05 min', '2 d 02 h']
     """
+    if 0 < seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,7 +1,24 @@
+import pytest
+from matplotlib.figure import Figure
+
 from automonai.domain.configuration import Configuration
 from automonai.domain.run import Origin
-from automonai.report.drawing import draw_svg, label_of, short_duration
-from automonai.report.figures import incumbent_moments, pareto_front
+from automonai.report import summarise
+from automonai.report.drawing import (
+    draw_points,
+    draw_svg,
+    label_of,
+    log_seconds_axis,
+    range_of_the_best,
+    short_duration,
+)
+from automonai.report.figures import (
+    dice_against_cost,
+    incumbent_moments,
+    incumbent_over_time,
+    learning_curves,
+    pareto_front,
+)
 from automonai.report.summary import TrialSummary
 
 
@@ -31,6 +48,51 @@ def test_the_incumbent_ends_at_the_best_trial_of_the_ranking(finished):
     moments = incumbent_moments(finished.study)
     assert moments[-1].best == finished.study.incumbent[1].mean_dice
     assert [m.seconds for m in moments] == sorted(m.seconds for m in moments)
+
+
+def test_the_axis_leaves_out_the_lowest_quarter_only_where_it_takes_most_of_the_room():
+    assert range_of_the_best([0.0, 0.8, 0.85, 0.86, 0.9]) == (0.8, 0.9)
+    assert range_of_the_best([0.75, 0.8, 0.85, 0.86, 0.9]) == (0.75, 0.9)
+    assert range_of_the_best([0.7]) == (0.7, 0.7)
+
+
+def test_what_lies_below_the_axis_is_drawn_as_a_triangle_at_its_edge():
+    axes = Figure().subplots()
+    axes.set_ylim(0.5, 1.0)
+    draw_points(axes, [(1, 0.7), (2, 0.2), (3, 0.5)], "o", color="black")
+    shown = {line.get_marker(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
+    assert shown["o"] == [(1, 0.7), (3, 0.5)]
+    assert shown["v"] == [(2, pytest.approx(0.509))]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (1, 60, ["1 s", "2 s", "5 s", "10 s", "20 s", "30 s", "1 min"]),
+        (12, 16, ["12 s", "16 s"]),
+        (13.1, 13.2, ["13 s"]),
+    ],
+)
+def test_a_logarithmic_axis_of_seconds_has_its_ends_where_there_is_no_round_duration(low, high, labels):
+    axes = Figure().subplots()
+    log_seconds_axis(axes, low, high)
+    assert [text.get_text() for text in axes.get_xticklabels()] == labels
+
+
+def test_a_single_configuration_has_nothing_to_be_compared_with(tell_study):
+    told = tell_study(events=6)
+    summary = summarise(told.study, told.data)
+    assert [trial.trial for trial in summary.trials if trial.rank] == [0]
+    assert learning_curves(summary, told.study) == ""
+    assert incumbent_over_time(summary, told.study) == ""
+    assert dice_against_cost(summary) == ""
+
+
+def test_where_rungs_are_few_the_first_validations_are_ticks(finished):
+    summary = summarise(finished.study, finished.data)
+    assert "(ticks: the budgets of the search)" in learning_curves(summary, finished.study)
+    two = learning_curves(summary.model_copy(update={"rungs": (67, 200)}), finished.study)
+    assert "(ticks: the budgets of the search and first validations)" in two
 
 
 def test_a_long_name_is_cut_to_two_lines():

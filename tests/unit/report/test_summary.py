@@ -5,7 +5,7 @@ import pytest
 from automonai.domain.events import EnsembleFinished
 from automonai.domain.run import FailureReason
 from automonai.domain.study import Phase, Study
-from automonai.report.summarising import summarise
+from automonai.report.summarising import longest_curves, summarise
 from automonai.report.summary import Summary
 
 
@@ -37,6 +37,20 @@ def test_the_test_cases_stand_worst_first(summary):
 def test_the_winner_is_what_was_refitted_first(summary, finished):
     assert summary.winner.trial == finished.study.refit.runs[0].trial
     assert summary.winner.configuration == finished.study.trials[summary.winner.trial].configuration
+
+
+def test_winner_and_standard_are_compared_after_the_most_epochs_that_both_were_validated(summary, finished):
+    found, curves = summary.standard, longest_curves(finished.study)
+    assert (found.trial, found.epochs) == (0, 65)  # after 67 only the one of them was validated
+    dice = [next(p.mean_dice for p in curves[trial] if p.epoch == 65) for trial in (summary.winner.trial, 0)]
+    assert [found.winner_dice, found.standard_dice] == dice
+
+
+def test_a_standard_configuration_that_is_the_best_has_nothing_to_be_compared_with(fresh, tell_study):
+    assert summarise(fresh.study, fresh.data).standard is None
+    first = tell_study(events=6)
+    found = summarise(first.study, first.data)
+    assert (found.winner.trial, found.standard) == (0, None)
 
 
 def test_optimism_is_search_minus_test(summary):

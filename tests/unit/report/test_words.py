@@ -26,6 +26,9 @@ def test_every_hyperparameter_origin_failure_and_sampler_has_plain_words():
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
+        (0.0, "0.0 s"),
+        (0.0395, "40 ms"),
+        (0.0996, "0.1 s"),
         (0.4, "0.4 s"),
         (59.7, "1 min 00 s"),
         (125, "2 min 05 s"),

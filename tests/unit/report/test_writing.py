@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from automonai.domain.run import Origin
 from automonai.report import summarise, write_report
+from automonai.report.importance import measure_importance
+from automonai.report.page import render_page
 from automonai.report.pictures import pictures_section
 from automonai.storage import keys
 from automonai.storage.memory import MemoryStore
@@ -157,7 +160,8 @@ def test_a_study_without_test_cases_says_so(untested, reported):
 def test_an_ensemble_that_was_chosen_by_few_cases_says_so_where_its_score_stands(untested, reported):
     page = reported(untested)[0]
     answer = Page(page[page.index('id="answer"') - 9 : page.index('<section id="configuration"')]).text
-    assert "of the ensemble, on 12 of 96 planned held-out cases; no test" in answer
+    assert "on the 12 of 96 planned held-out cases of the choice; no test" in answer
+    assert "by which the ensemble was chosen, so it is slightly too good" in answer
     assert "The ensemble was chosen on 12 of 96 planned held-out cases: the time was up." in answer
 
 
@@ -165,6 +169,92 @@ def test_an_ensemble_that_was_chosen_by_all_its_cases_says_by_how_many(finished,
     text = Page(reported(finished)[0]).text
     assert "Held-out cases by which it was chosen 96 " in text
     assert "the time was up" not in text
+
+
+def test_the_score_of_the_choice_says_that_it_was_chosen_by_it(finished, reported):
+    text = Page(reported(finished)[0]).text
+    assert "Dice on held-out cases, best configuration by itself 0.871, all pieces kept" in text
+    assert "0.883, each case by the networks that had not seen it; chosen on the same 96 cases" in text
+
+
+def test_a_single_configuration_of_which_all_pieces_are_kept_has_one_score(finished):
+    summary = summarise(finished.study, finished.data)
+    first = summary.ensemble.members[:1]
+    alone = summary.ensemble.model_copy(update={"members": first, "largest_component": ()})
+    page = render_page(summary.model_copy(update={"ensemble": alone}), finished.study, finished.store)
+    assert "best configuration by itself" not in page
+    assert "each case by the network that had not seen it" in page
+
+
+def test_captions_speak_of_several_rungs_only_where_there_are_some(finished, reported):
+    sentences = (
+        "it was not among the best of its rung",
+        "its shape tells how long it was",
+        "It may step down",
+        "Values were reached at different lengths of training.",
+        "The shape tells how many epochs",
+        "All budgets count together",
+    )
+    page = reported(finished)[0]
+    summary = summarise(finished.study, finished.data)
+    update = {"rungs": (200,), "importance": measure_importance(finished.study)}
+    single = render_page(summary.model_copy(update=update), finished.study, finished.store)
+    assert [words for words in sentences if words not in page] == []
+    assert [words for words in sentences if words in single] == []
+
+
+def test_the_captions_say_what_a_triangle_at_the_edge_is(finished, reported):
+    assert reported(finished)[0].count("A triangle at the lower edge stands for a value that lies below it.") == 3
+
+
+def test_importance_says_what_chance_alone_can_do(finished, reported):
+    page, report = reported(finished)
+    assert report["importance"]["results"] < 100
+    assert "chance alone makes long bars" in page
+    assert "A bar may exceed the share that is predicted" in page
+
+
+def test_the_standard_configuration_stands_beside_the_best(finished, reported):
+    head = '<th scope="col" class="number">'
+    assert f"{head}Standard (trial 0)</th>" in reported(finished)[0]
+    assert reported(finished)[0].count(f"{head}Trial ") == 4
+
+
+def test_a_standard_configuration_that_ranks_low_stands_beside_the_best_as_well(finished):
+    summary = summarise(finished.study, finished.data)
+    trials = [t.model_copy(update={"rank": 40}) if t.origin is Origin.STANDARD else t for t in summary.trials]
+    page = render_page(summary.model_copy(update={"trials": tuple(trials)}), finished.study, finished.store)
+    assert "Standard (trial 0)" in page
+
+
+def test_a_winner_that_ranks_low_stands_beside_the_best_as_well(finished):
+    summary = summarise(finished.study, finished.data)
+    ninth = next(trial for trial in summary.trials if trial.rank == 9)
+    winner = summary.winner.model_copy(update={"trial": ninth.trial})
+    page = render_page(summary.model_copy(update={"winner": winner}), finished.study, finished.store)
+    assert f">Trial {ninth.trial}</th>" in page
+
+
+def test_the_worst_cases_say_how_they_are_seen(finished, reported):
+    page = reported(finished)[0]
+    assert "in the axial slice with the most wrong voxels, seen from the feet" in page
+    assert "Where no orange is to be seen nothing was found in that slice." in page
+
+
+@pytest.mark.parametrize(
+    ("dice", "hd95_mm", "words"),
+    [
+        (0.0, None, "Lesion: 0.000 (missed altogether, or not in the reference)."),
+        (0.0, 31.0, "Lesion: 0.000 (no overlap)."),
+        (None, None, "Lesion: not present."),
+        (0.5, 3.0, "Lesion: 0.500."),
+    ],
+)
+def test_a_structure_without_overlap_says_why(finished, dice, hd95_mm, words):
+    summary = summarise(finished.study, finished.data)
+    case = summary.test.cases[0].model_copy(update={"dice": {"Lesion": dice}, "hd95_mm": {"Lesion": hd95_mm}})
+    scores = summary.test.model_copy(update={"cases": (case,)})
+    assert words in pictures_section(summary.model_copy(update={"test": scores}), finished.store)
 
 
 def test_the_same_study_gives_the_same_bytes(halfway, reported):
