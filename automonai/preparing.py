@@ -6,6 +6,7 @@ from pathlib import Path
 
 from automonai.domain.request import StudyData
 from automonai.errors import ObjectNotFoundError, SpecError
+from automonai.execution.machine import detect_processor
 from automonai.spec import ExecutionSpec, SplitSpec, TrainingSpec
 from automonai.storage.datasets import fetch_dataset, pinned
 from automonai.storage.opening import is_remote, open_store, user_cache_folder
@@ -29,7 +30,8 @@ def prepare_data(
 
     own_split = None if split.file is None else _content(split.file)  # before the check, which reads every voxel
     folder = dataset_here(dataset, cache_folder)
-    checked = check_dataset(folder)
+    machine = detect_processor()
+    checked = check_dataset(folder, readers=machine.cores, memory_bytes=machine.memory_per_run(1, on_gpu=False))
     ids = [case.id for case in checked.dataset.cases]
     if own_split is not None:
         division = parse_split(own_split, ids, where=f"{split.file}")

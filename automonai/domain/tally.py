@@ -11,6 +11,7 @@ class Tally:
 
     steps: int = 0
     patches: int = 0
+    """In the batches of these steps; the last batch of an epoch may be smaller than the plan's."""
     seconds: float = 0.0
     """Training and validation, start-up and preprocessing excluded."""
     data_wait_seconds: float = 0.0

@@ -64,6 +64,11 @@ def detect_machine() -> Machine:
     )
 
 
+def detect_processor() -> Machine:
+    """Return this machine's cores and memory alone: `nvidia-smi` may take seconds to tell of its GPUs."""
+    return Machine(cores=_cores(), memory_bytes=_memory_bytes())
+
+
 def memory_kills() -> int:
     """Return how many processes the kernel has ended for lack of memory since it was started; 0 if it does not say."""
     file = Path("/proc/vmstat")

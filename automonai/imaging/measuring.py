@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from automonai.domain.fingerprint import ChannelFacts, IntTriple
 
 _SAMPLE_VALUES = 1_000_000
-"""Percentiles come from an evenly spaced sample of at most twice this size; rank errors stay below 0.02 %."""
+"""Percentiles come from a sample of this size, at most twice it; see `_sample`."""
+_SAMPLE_SEED = 20_251_101
 
 _CHUNK_VALUES = 1 << 20
 
@@ -101,8 +102,7 @@ def _box(content: NDArray[np.bool_]) -> tuple[IntTriple, IntTriple]:
 
 def _facts(values: NDArray) -> ChannelFacts:
     flat = values.ravel(order="K")
-    step = max(1, len(flat) // _SAMPLE_VALUES)
-    low, high = (float(value) for value in np.percentile(flat[::step], (0.5, 99.5)))
+    low, high = (float(value) for value in np.percentile(_sample(flat), (0.5, 99.5)))
     mean, std = _moments(flat, np.inf)
     clipped_mean, clipped_std = _moments(flat, high)
     return ChannelFacts(
@@ -115,6 +115,20 @@ def _facts(values: NDArray) -> ChannelFacts:
         clipped_mean=clipped_mean,
         clipped_std=clipped_std,
     )
+
+
+def _sample(flat: NDArray) -> NDArray:
+    """Return one value of each of a million or more equal stretches, by a generator of fixed seed; few values all.
+
+    The standard error of the percentiles' ranks is 0.007 % at most (of a million independent draws; stretches that
+    differ make it smaller), whatever the order of the values. A fixed step would take the same columns of every row
+    where it divides the row's length.
+    """
+    stretch = len(flat) // _SAMPLE_VALUES
+    if stretch < 2:
+        return flat
+    starts = np.arange(0, len(flat) - stretch + 1, stretch)
+    return flat[starts + np.random.default_rng(_SAMPLE_SEED).integers(0, stretch, len(starts))]
 
 
 def _moments(flat: NDArray, ceiling: float) -> tuple[float, float]:

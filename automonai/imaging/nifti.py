@@ -32,6 +32,8 @@ MAX_VOXELS = 2**32
 _CHUNK_VALUES = 1 << 21
 _MAX_DEFLATE_RATIO = 1032  # zlib's own bound: a file cannot hold more than this times its size (zlib_tech.html)
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_UNIT_CODES = {1: "meter", 2: "mm", 3: "micron"}
+_UNITS_MM = {"meter": 1e3, "mm": 1.0, "micron": 1e-3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,8 @@ class _Header:
     slope: float
     intercept: float
     affine: NDArray[np.float64]
+    """To millimetres, whatever the file's unit."""
+    unit: str
 
     @property
     def value_count(self) -> int:
@@ -55,10 +59,11 @@ class _Header:
         return (self.slope, self.intercept) != (1.0, 0.0)
 
 
-def read_nifti(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
-    """Return voxels as (axes of the file, C), and the affine.
+def read_nifti(path: Path) -> tuple[NDArray, NDArray[np.float64], str]:
+    """Return voxels as (axes of the file, C), the affine to millimetres, and the file's own unit of length.
 
-    Small integer types stay as they are unless the file scales them; all else becomes float32.
+    Small integer types stay as they are unless the file scales them; all else becomes float32. The unit is `meter`,
+    `mm` or `micron`; a file that names none is taken to be in mm, as by other programs.
 
     Raises:
         DatasetError: If the file is missing, cut off, damaged, or no image that can be handled.
@@ -67,7 +72,7 @@ def read_nifti(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
         header = _read_header(path, stream)
         _check_claim(path, header)
         flat = _read_values(path, header, stream)
-    return flat.reshape((*header.shape_voxels, header.channels), order="F"), header.affine
+    return flat.reshape((*header.shape_voxels, header.channels), order="F"), header.affine, header.unit
 
 
 def nifti_channel_count(path: Path) -> int:
@@ -80,18 +85,32 @@ def nifti_channel_count(path: Path) -> int:
         return _read_header(path, stream).channels
 
 
-def write_nifti(path: Path, values: NDArray, affine: NDArray[np.float64]) -> None:
+def nifti_kept_bytes(path: Path) -> int:
+    """Return what a file's voxels take once they are read, by its header.
+
+    Raises:
+        DatasetError: If there is no readable header, or the file cannot hold what it promises.
+    """
+    with _opened(path) as stream:
+        header = _read_header(path, stream)
+    _check_claim(path, header)
+    return header.value_count * np.dtype(_kept_dtype(header)).itemsize
+
+
+def write_nifti(path: Path, values: NDArray, affine: NDArray[np.float64], *, unit: str = "mm") -> None:
     """Write an array as NIfTI, compressed if the path ends so; whole or not at all, the same bytes for the same values.
 
     Args:
         path: Where to.
         values: In the file's axis order, channels last.
         affine: From these axes to RAS millimetres.
+        unit: In which the file states lengths: `meter`, `mm` or `micron`.
     """
-    image = nib.Nifti1Image(values, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
+    stored = _scaled(affine, 1 / _UNITS_MM[unit])
+    image = nib.Nifti1Image(values, stored)
+    image.set_sform(stored, code=1)
+    image.set_qform(stored, code=1)
+    image.header.set_xyzt_units(unit)
 
     def write(stream: BinaryIO) -> None:
         if path.suffix != ".gz":
@@ -101,6 +120,10 @@ def write_nifti(path: Path, values: NDArray, affine: NDArray[np.float64]) -> Non
             image.to_stream(packed)
 
     write_whole(path, write)
+
+
+def _scaled(affine: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    return np.array([[factor], [factor], [factor], [1.0]]) * affine
 
 
 @contextmanager
@@ -157,15 +180,21 @@ def _parse_header(header: nib.Nifti1Header) -> _Header:
         raise ValueError(f"data type {dtype}; expected integers or floats of up to 64 bits")
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
         raise ValueError("its magic number is not that of a single-file NIfTI image")
+    offset, least = int(header.get_data_offset()), header.single_vox_offset
+    if offset < least:
+        # Not even 0 is harmless: nibabel takes the header for voxels then, and ITK begins four bytes too early.
+        raise ValueError(f"data offset {offset}; the values of a single-file image begin at byte {least} or later")
     slope, intercept = header.get_slope_inter()
+    unit = _UNIT_CODES.get(int(header["xyzt_units"]) & 7, "mm")
     return _Header(
         shape_voxels=(shape[0], shape[1], shape[2]),
         channels=shape[3] if len(shape) == 4 else 1,
         dtype=dtype,
-        offset=int(header.get_data_offset()),
+        offset=offset,
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
-        affine=np.asarray(header.get_best_affine(), np.float64),
+        affine=_scaled(np.asarray(header.get_best_affine(), np.float64), _UNITS_MM[unit]),
+        unit=unit,
     )
 
 
@@ -176,8 +205,6 @@ def _check_claim(path: Path, header: _Header) -> None:
     holds = path.stat().st_size * ratio
     needs = header.offset + header.value_count * header.dtype.itemsize
     shape = "x".join(map(str, (*header.shape_voxels, header.channels)[: 3 + (header.channels > 1)]))
-    if header.offset < 0:
-        raise DatasetError([f"{path}: its NIfTI header is invalid: data offset {header.offset}"])
     if needs > holds:
         raise DatasetError(
             [f"{path}: is cut off or its header is wrong: {shape} voxels need {needs} bytes, it has {holds // ratio}"]

@@ -15,9 +15,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import ItemsView, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,9 @@ logger = logging.getLogger(__name__)
 FOREGROUND_SAMPLE = 5000
 """Voxels per class whose coordinates are kept: enough to centre patches on, whatever the size of the structure."""
 
-_FORMAT = 1  # of a cached case; a change of what is computed must raise it
+_FORMAT = 2  # of a cached case; a change of what is computed must raise it
 _FOREGROUND_SEED = 20_250_101
+_PIECE_VOXELS = 1 << 20
 
 
 class Placement(Record):
@@ -72,6 +74,8 @@ class PreparedCase:
         spacing_mm: Voxel size of the prepared volume.
         placement: How to go back.
         background: Each channel's value where there is nothing; None if there is no background.
+        original_label: Returns the label of the placement's box on the original grid, (X, Y, Z) uint8 class indices,
+            mapped each time if cached; None without a label, or where `label` is on that grid.
     """
 
     id: str
@@ -82,6 +86,7 @@ class PreparedCase:
     spacing_mm: Triple
     placement: Placement
     background: tuple[float, ...] | None
+    original_label: Callable[[], NDArray[np.uint8]] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,9 +175,8 @@ def prepare_case(
 
 
 def _read_and_prepare(dataset: Dataset, case: Case, *, spacing_mm: Triple | None, crop: Crop) -> PreparedCase:
-    label_path = dataset.label_path(case) if case.label else None
-    label = read_label(label_path, sorted(dataset.labels)) if label_path else None
     volume = read_image(dataset.image_paths(case))
+    label = read_label(dataset.label_path(case), sorted(dataset.labels), image=volume) if case.label else None
     return _prepare(case.id, volume, label, spacing_mm=spacing_mm, crop=crop)
 
 
@@ -214,30 +218,6 @@ def normalise(
                 offset, scale = facts.minimum, facts.maximum - facts.minimum
         channel -= np.float32(offset)
         channel /= np.float32(scale) if scale > 1e-8 * abs(offset) else np.float32(1)
-    return result
-
-
-def restore(prediction: NDArray, placement: Placement) -> NDArray[np.uint8]:
-    """Bring a prediction back to the original RAS grid; outside of the box is background.
-
-    Args:
-        prediction: (X, Y, Z) class indices, restored by nearest neighbour, or (K, X, Y, Z) probabilities, interpolated
-            linearly before each voxel takes its most likely class.
-        placement: Of the prepared image.
-
-    Returns:
-        (X, Y, Z) class indices.
-    """
-    result = np.zeros(placement.shape_voxels, np.uint8)
-    if prediction.ndim == 4:
-        for start, slab in restore_probabilities(prediction, placement):
-            result[start : start + slab.shape[1]] = slab.argmax(axis=0)
-        return result
-    nearest = [
-        ((2 * np.arange(box) + 1) * prepared) // (2 * box)
-        for box, prepared in zip(placement.box_shape, placement.prepared_shape, strict=True)
-    ]
-    result[_box_slices(placement)] = prediction[np.ix_(*nearest)]
     return result
 
 
@@ -309,6 +289,7 @@ def _prepare(
         spacing_mm=volume.spacing_mm if is_kept or spacing_mm is None else spacing_mm,
         placement=placement,
         background=measures.background,
+        original_label=None if label is None or is_kept else lambda: label[box],
     )
 
 
@@ -364,13 +345,35 @@ def _foreground(label: NDArray[np.uint8]) -> dict[int, NDArray[np.int32]]:
     """Draw the coordinates of each class's voxels; the seed is fixed, so that a cache built again is the same."""
     generator = np.random.default_rng(_FOREGROUND_SEED)
     flat = np.ascontiguousarray(label).ravel()
+    counts = np.zeros(256, np.int64)
+    for _, piece in _pieces(flat):
+        counts += np.bincount(piece, minlength=256)
     found = {}
-    for index in np.flatnonzero(np.bincount(flat[flat > 0], minlength=1)):
-        positions = np.flatnonzero(flat == index)
-        if len(positions) > FOREGROUND_SAMPLE:
-            positions = np.sort(generator.choice(positions, FOREGROUND_SAMPLE, replace=False))
-        found[int(index)] = np.stack(np.unravel_index(positions, label.shape), axis=1).astype(np.int32)
+    for index in (np.flatnonzero(counts[1:]) + 1).tolist():
+        count = int(counts[index])
+        ranks = np.arange(min(count, FOREGROUND_SAMPLE))
+        if count > FOREGROUND_SAMPLE:
+            ranks = np.sort(generator.choice(count, FOREGROUND_SAMPLE, replace=False))
+        positions = _positions(flat, index, ranks)
+        found[index] = np.stack(np.unravel_index(positions, label.shape), axis=1).astype(np.int32)
     return found
+
+
+def _positions(flat: NDArray[np.uint8], index: int, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where a class's voxels of those ranks, in ascending order, are among all voxels."""
+    seen, parts = 0, []
+    for start, piece in _pieces(flat):
+        places = np.flatnonzero(piece == index)
+        first, last = np.searchsorted(ranks, (seen, seen + len(places)))
+        parts.append(start + places[ranks[first:last] - seen])
+        seen += len(places)
+    return np.concatenate(parts)
+
+
+def _pieces(flat: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield first position and voxels, so few that the 64-bit integers that numpy makes of them do not matter."""
+    for start in range(0, len(flat), _PIECE_VOXELS):
+        yield start, flat[start : start + _PIECE_VOXELS]
 
 
 def _cache_key(dataset: Dataset, case: Case, spacing_mm: Triple | None, crop: Crop, cache_folder: Path) -> str:
@@ -418,6 +421,8 @@ def _store(prepared: PreparedCase, folder: Path) -> None:
     _save(temporary / "image.npy", prepared.image)
     if prepared.label is not None:
         _save(temporary / "label.npy", prepared.label)
+    if prepared.original_label is not None:
+        _save(temporary / "original_label.npy", prepared.original_label())
     rows = [np.insert(places, 0, index, axis=1) for index, places in prepared.foreground.items()]
     _save(temporary / "foreground.npy", np.concatenate([np.empty((0, 4), np.int32), *rows]))
     facts = _CachedFacts(
@@ -432,7 +437,9 @@ def _store(prepared: PreparedCase, folder: Path) -> None:
 
 def _stored_bytes(prepared: PreparedCase) -> int:
     places = sum(len(found) for found in prepared.foreground.values())
-    return prepared.image.nbytes + (0 if prepared.label is None else prepared.label.nbytes) + 16 * places
+    labels = [] if prepared.label is None else [prepared.label]
+    labels += [] if prepared.original_label is None else [prepared.original_label()]
+    return prepared.image.nbytes + sum(label.nbytes for label in labels) + 16 * places
 
 
 def _save(path: Path, array: NDArray) -> None:
@@ -449,7 +456,7 @@ def _save(path: Path, array: NDArray) -> None:
 
 def _load(case_id: str, folder: Path) -> PreparedCase:
     facts = _CachedFacts.model_validate_json((folder / "case.json").read_text(encoding="utf-8"))
-    label = folder / "label.npy"
+    label, original_label = folder / "label.npy", folder / "original_label.npy"
     return PreparedCase(
         id=case_id,
         image=np.load(folder / "image.npy", mmap_mode="r"),
@@ -459,4 +466,5 @@ def _load(case_id: str, folder: Path) -> PreparedCase:
         spacing_mm=facts.spacing_mm,
         placement=facts.placement,
         background=facts.background,
+        original_label=partial(np.load, original_label, mmap_mode="r") if original_label.is_file() else None,
     )

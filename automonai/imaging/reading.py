@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from automonai.domain.fingerprint import IntTriple, Triple
 from automonai.errors import DatasetError
-from automonai.imaging.nifti import nifti_channel_count, read_nifti, write_nifti
+from automonai.imaging.nifti import nifti_channel_count, nifti_kept_bytes, read_nifti, write_nifti
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".mha", ".mhd", ".nrrd")
@@ -41,11 +41,13 @@ class Geometry:
         affine: (4, 4) float64, from the file's voxel indices to RAS millimetres.
         shape_voxels: The grid's extent in the file's own axis order.
         ending: The file's ending, such as `.nii.gz`.
+        unit: In which a NIfTI file states lengths; a label map for it is written in the same.
     """
 
     affine: NDArray[np.float64]
     shape_voxels: IntTriple
     ending: str
+    unit: str = "mm"
 
     @property
     def orientation(self) -> NDArray[np.float64]:
@@ -56,6 +58,15 @@ class Geometry:
     def axis_codes(self) -> str:
         """Return where the file's axes point, for example `LPS`."""
         return "".join(str(code) for code in nib.aff2axcodes(self.affine))
+
+    def to_ras(self, stored: NDArray) -> NDArray:
+        """Return a view of an array (axes of the file, ...) along the patient's axes: (X, Y, Z, ...)."""
+        return np.asarray(nib.orientations.apply_orientation(stored, self.orientation))
+
+    def to_file_order(self, values: NDArray) -> NDArray:
+        """Return a view of an array (X, Y, Z, ...) along the axes of the file."""
+        transform = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), self.orientation)
+        return np.asarray(nib.orientations.apply_orientation(values, transform))
 
     def agrees(self, other: Geometry) -> bool:
         """Whether both grids have one shape and every corner within a tenth of the smallest voxel size of its twin.
@@ -120,24 +131,46 @@ def read_image(paths: Sequence[Path]) -> Volume:
     ]
     if problems:
         raise DatasetError(problems)
-    return Volume(np.concatenate([v.voxels for v in volumes]), first.spacing_mm, first.geometry)
+    channels = [along_axes_of(first, volume).voxels for volume in volumes]
+    joined = np.concatenate(channels, dtype=_joined_dtype(channels), casting="same_kind")
+    return Volume(joined, first.spacing_mm, first.geometry)
 
 
-def read_label(path: Path, label_values: Sequence[int]) -> NDArray[np.uint8]:
+def along_axes_of(image: Volume, volume: Volume) -> Volume:
+    """Return a volume on an image's grid (see `Geometry.agrees`) with its axes in the image's order.
+
+    Each was brought to RAS by its own affine. Where axes lie at 45 degrees to the patient's, the last digits of the
+    affines decide which axis becomes x, and two files of one grid may differ.
+    """
+    own, wanted = volume.geometry, image.geometry
+    if np.array_equal(own.orientation, wanted.orientation):
+        return volume
+    stored = own.to_file_order(np.moveaxis(volume.voxels, 0, 3))
+    return Volume(np.moveaxis(wanted.to_ras(stored), 3, 0), image.spacing_mm, wanted)
+
+
+def read_label(path: Path, label_values: Sequence[int], *, image: Volume | None = None) -> NDArray[np.uint8]:
     """Read a label map as class indices.
 
     Args:
         path: Its file; whole numbers may be stored as floats.
         label_values: The label value of each class index, ascending.
+        image: What the label map belongs to, and shall lie over voxel by voxel; None: its own axes are enough.
 
     Returns:
         (X, Y, Z), uint8, in RAS order: the position of each voxel's value in `label_values`.
 
     Raises:
-        DatasetError: If the file cannot be read, has several channels, or holds values that are no whole number or
-            not expected.
+        DatasetError: If the file cannot be read, has several channels, holds values that are no whole number or
+            not expected, or does not lie on the image's grid.
     """
-    indices, problems = class_indices(read_image([path]), label_values)
+    label = read_image([path])
+    if image is not None:
+        difference = describe_difference(image.geometry, label.geometry)
+        if difference:
+            raise DatasetError([f"{path}: does not lie on the grid of its image: it has {difference}"])
+        label = along_axes_of(image, label)
+    indices, problems = class_indices(label, label_values)
     if problems:
         raise DatasetError([f"{path}: {problem}" for problem in problems])
     return indices
@@ -154,8 +187,8 @@ def class_indices(label: Volume, label_values: Sequence[int]) -> tuple[NDArray[n
     table = _class_table(label_values)
     unexpected: Counter[int] = Counter()
     fractions = 0
-    for rows in _slabs(values.shape):
-        whole, broken = _whole_numbers(values[..., rows])
+    for rows in slabs(values.shape):
+        whole, broken = whole_numbers(values[..., rows])
         found = table[np.clip(whole - (label_values[0] - 1), 0, len(table) - 1)]
         indices[..., rows] = found
         fractions += int(broken.sum())
@@ -177,13 +210,11 @@ def write_label(path: Path, indices: NDArray[np.integer], *, geometry: Geometry,
         DatasetError: If the format needs the `formats` extra and it is not installed, or the ending is unknown.
     """
     dtype = next(t for t in (np.uint8, np.int16, np.int32) if _holds(t, label_values))
-    values = np.asarray(label_values, dtype)[indices]
-    transform = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), geometry.orientation)
-    stored = nib.orientations.apply_orientation(values, transform)
+    stored = geometry.to_file_order(np.asarray(label_values, dtype)[indices])
     assert stored.shape == geometry.shape_voxels, "a label map must lie on its image's grid"
     ending = file_ending(path)
     if ending in NIFTI_ENDINGS:
-        write_nifti(path, stored, geometry.affine)
+        write_nifti(path, stored, geometry.affine, unit=geometry.unit)
     elif ending in ITK_ENDINGS:
         _write_itk(path, stored, geometry.affine)
     else:
@@ -197,6 +228,16 @@ def channel_count(path: Path) -> int:
         DatasetError: If there is no readable header.
     """
     return nifti_channel_count(path) if file_ending(path) in NIFTI_ENDINGS else 1
+
+
+def kept_bytes(path: Path) -> int | None:
+    """Return what a file's voxels take in memory by its header; 0 if that is faulty, None where it is not NIfTI's."""
+    if file_ending(path) not in NIFTI_ENDINGS:
+        return None
+    try:
+        return nifti_kept_bytes(path)
+    except DatasetError:
+        return 0
 
 
 def describe_difference(image: Geometry, label: Geometry) -> str | None:
@@ -222,13 +263,18 @@ def _read_file(path: Path) -> Volume:
     ending = file_ending(path)
     if ending is None:
         raise DatasetError([f"{path}: unknown file ending; expected one of {', '.join(ENDINGS)}"])
-    voxels, affine = _read_itk(path) if ending in ITK_ENDINGS else read_nifti(path)
-    geometry = Geometry(affine, voxels.shape[:3], ending)
+    voxels, affine, unit = _read_itk(path) if ending in ITK_ENDINGS else read_nifti(path)
+    geometry = Geometry(affine, voxels.shape[:3], ending, unit)
     spacing = _check_affine(path, geometry)
-    oriented = nib.orientations.apply_orientation(voxels, geometry.orientation)
     order = np.argsort(geometry.orientation[:, 0])
     x, y, z = (float(spacing[axis]) for axis in order)
-    return Volume(np.moveaxis(oriented, 3, 0), (x, y, z), geometry)
+    return Volume(np.moveaxis(geometry.to_ras(voxels), 3, 0), (x, y, z), geometry)
+
+
+def _joined_dtype(channels: Sequence[NDArray]) -> np.dtype:
+    """Return the integer type that holds all channels, float32 if one of them is no integer."""
+    common = np.result_type(*(channel.dtype for channel in channels))
+    return common if common.kind in "iu" else np.dtype(np.float32)
 
 
 def _check_affine(path: Path, geometry: Geometry) -> NDArray[np.float64]:
@@ -254,20 +300,20 @@ def _class_table(label_values: Sequence[int]) -> NDArray[np.uint8]:
     return table
 
 
-def _slabs(shape: Sequence[int]) -> Iterator[slice]:
+def slabs(shape: Sequence[int]) -> Iterator[slice]:
     """Yield slices along the last axis of at most some two million voxels, but one layer at least."""
     step = max(1, _SLAB_VOXELS // max(1, prod(shape[:2])))
     for start in range(0, shape[2], step):
         yield slice(start, start + step)
 
 
-def _whole_numbers(values: NDArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def whole_numbers(values: NDArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the values as integers, and where they are none to 0.001 (scaling rounds whole numbers that much)."""
     if values.dtype.kind != "f":
         return values.astype(np.int64), np.zeros(values.shape, bool)
     with np.errstate(all="ignore"):
         rounded = np.rint(values)
-        broken = ~(np.abs(values - rounded) <= 1e-3) | (np.abs(rounded) > 2**31)
+        broken = ~(np.abs(values - rounded) <= 1e-3) | (np.abs(rounded) >= 2**31)
     return np.where(broken, 0, rounded).astype(np.int64), broken
 
 
@@ -299,16 +345,37 @@ def _require_itk(path: Path) -> None:
         ) from error
 
 
-def _read_itk(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
+def _refuse_compound_voxels(path: Path) -> None:
+    """Refuse colours, complex numbers and vectors: MetaImage stores them all alike, and ITK reads some of them only."""
+    import itk
+
+    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if header is None:
+        return  # the reader says why
+    header.SetFileName(str(path))
+    header.ReadImageInformation()
+    kind, count = header.GetPixelTypeAsString(header.GetPixelType()), header.GetNumberOfComponents()
+    if kind == "scalar" and count == 1:
+        return
+    raise DatasetError(
+        [
+            f"{path}: each voxel is a {kind} of {count} numbers, as in colour and complex images; expected one number:"
+            " store channels along a fourth axis, or as files of their own"
+        ]
+    )
+
+
+def _read_itk(path: Path) -> tuple[NDArray, NDArray[np.float64], str]:
     if not path.is_file():
         raise DatasetError([f"{path}: no such file"])
     _require_itk(path)
     from monai.data import ITKReader
 
     try:
+        _refuse_compound_voxels(path)
         reader = ITKReader(affine_lps_to_ras=True)
         data, meta = reader.get_data(reader.read(str(path)))
-    except (RuntimeError, ValueError, OSError, MemoryError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, OSError, MemoryError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1:] or ["unknown reason"]
         raise DatasetError([f"{path}: cannot be read: {reason[0]}"]) from error
     if data.ndim not in (3, 4):
@@ -316,7 +383,7 @@ def _read_itk(path: Path) -> tuple[NDArray, NDArray[np.float64]]:
     voxels = data if data.ndim == 4 else data[..., None]
     is_small_integer = voxels.dtype.kind in "iu" and voxels.dtype.itemsize <= 2
     kept = voxels if is_small_integer else voxels.astype(np.float32, copy=False)
-    return kept, np.asarray(meta["affine"], np.float64)
+    return kept, np.asarray(meta["affine"], np.float64), "mm"
 
 
 def _write_itk(path: Path, values: NDArray, affine: NDArray[np.float64]) -> None:

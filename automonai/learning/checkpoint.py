@@ -7,6 +7,7 @@ it: the file is put first, then the manifest, and only then the file before it i
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import tempfile
 import time
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import ValidationError
@@ -27,9 +28,13 @@ from automonai.errors import CorruptObjectError, ObjectNotFoundError
 from automonai.learning.network import build_network
 from automonai.storage.store import Store
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 _VERSION = 1
 _CHUNK = 1 << 20
 _DOWNLOAD = ".checkpoint-"
+_UPLOAD = "automonai-checkpoint-"
 _DAY_SECONDS = 86400
 
 
@@ -93,7 +98,13 @@ class Checkpoint:
 
 
 def write_checkpoint(checkpoint: Checkpoint, *, store: Store, manifest_key: str) -> Manifest:
-    """Commit a checkpoint in place of the one before it."""
+    """Commit a checkpoint in place of the one before it.
+
+    The file is made in the system's folder for temporary files.
+
+    Raises:
+        OSError: If there is no room for it, here or in the store; the checkpoint before it is as it was.
+    """
     before = _manifest_if_any(store, manifest_key)
     content = {
         "version": _VERSION,
@@ -104,9 +115,10 @@ def write_checkpoint(checkpoint: Checkpoint, *, store: Store, manifest_key: str)
         "optimizer": checkpoint.optimizer,
         "scaler": checkpoint.scaler,
     }
-    with tempfile.TemporaryDirectory() as folder:
+    _remove_old_remains(Path(tempfile.gettempdir()), _UPLOAD)
+    with tempfile.TemporaryDirectory(prefix=_UPLOAD) as folder:
         path = Path(folder) / "state.pt"
-        torch.save(content, path)
+        _save(content, path)
         digest = _sha256(path)
         folder_key = manifest_key.rpartition("/")[0]
         key = f"{folder_key}/state-{checkpoint.progress.step:08d}-{digest[:12]}.pt"
@@ -183,7 +195,7 @@ def _manifest_if_any(store: Store, manifest_key: str) -> Manifest | None:
 def _downloaded(store: Store, manifest: Manifest, folder: Path) -> Iterator[Path]:
     """Give the checkpoint's file once its content is proven."""
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_old_downloads(folder)
+    _remove_old_remains(folder, _DOWNLOAD)
     with tempfile.TemporaryDirectory(prefix=_DOWNLOAD, dir=folder) as place:
         path = Path(place) / "state.pt"
         try:
@@ -199,12 +211,38 @@ def _downloaded(store: Store, manifest: Manifest, folder: Path) -> Iterator[Path
         yield path
 
 
-def _remove_old_downloads(folder: Path) -> None:
-    """Remove what processes left that were killed: nobody else does, and a cache has a bound."""
-    for remains in folder.glob(f"{_DOWNLOAD}*"):
+def _remove_old_remains(folder: Path, prefix: str) -> None:
+    """Remove what processes left that were killed: nobody else does, and a disk has an end."""
+    for remains in folder.glob(f"{prefix}*"):
         with suppress(FileNotFoundError):  # another process is faster
             if time.time() - remains.stat().st_mtime > _DAY_SECONDS:
                 shutil.rmtree(remains, ignore_errors=True)
+
+
+class _Remembering(io.BufferedWriter):
+    """A file that keeps the error of a write: torch makes a RuntimeError of it, which does not tell a full disk."""
+
+    error: OSError | None = None
+
+    def write(self, data: ReadableBuffer) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _save(content: dict[str, object], path: Path) -> None:
+    """Write a file by torch; what the system refuses is an OSError again, for it is no fault of the run's."""
+    file = _Remembering(path.open("wb", buffering=0))
+    try:
+        with file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        refused = error if isinstance(error, OSError) else file.error
+        if refused is None:
+            raise
+        raise OSError(refused.errno, refused.strerror, str(path)) from error
 
 
 def _sha256(path: Path) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from automonai.domain.request import (
 from automonai.errors import StopRequestedError
 from automonai.imaging.reading import Volume, read_label
 from automonai.learning.inference import scratch_array
+from automonai.learning.memory import peak_memory_bytes, reset_peak_memory
 from automonai.learning.overlays import render_overlay
 from automonai.learning.precision import Precision
 from automonai.learning.predicting import (
@@ -42,6 +42,7 @@ from automonai.learning.predicting import (
     read_volume,
 )
 from automonai.learning.scoring import case_scores
+from automonai.learning.validation import class_dice
 from automonai.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ COMPONENT_GAIN = 1e-4
 """A class keeps only its largest component if that raises its out-of-fold Dice by more."""
 
 WORST_CASES = 4
+
+_COUNTED_VOXELS = 2**20
 
 Counts = tuple[int, ...]
 """How often each configuration was selected; its weight is its share."""
@@ -142,8 +145,8 @@ class _Work:
     def read(self, case_id: str) -> tuple[Volume, np.ndarray]:
         dataset = self.data.dataset
         case = dataset.case(case_id)
-        label = read_label(dataset.label_path(case), sorted(dataset.labels))
-        return read_volume(dataset.image_paths(case), case_id, dataset.channels), label
+        volume = read_volume(dataset.image_paths(case), case_id, dataset.channels)
+        return volume, read_label(dataset.label_path(case), sorted(dataset.labels), image=volume)
 
 
 def choose_ensemble(
@@ -177,6 +180,7 @@ def choose_ensemble(
         DatasetError: If a case cannot be read any more.
     """
     started = clock()
+    reset_peak_memory()
     work = _Work(data, store, cache_folder / "members", Precision(device, dtype), stop, clock)
     candidates = Candidates.of(request.candidates)
     left = request.seconds_left(time.time())
@@ -198,7 +202,7 @@ def choose_ensemble(
     )
     scores = _test(result, work)
     return result.model_copy(
-        update={"test": scores, "seconds": clock() - started, "peak_memory_bytes": _peak_memory_bytes(device)}
+        update={"test": scores, "seconds": clock() - started, "peak_memory_bytes": peak_memory_bytes()}
     )
 
 
@@ -333,11 +337,15 @@ def _case_dice(
 
 
 def _dice_row(prediction: np.ndarray, label: np.ndarray, classes: Sequence[int]) -> list[float]:
-    """Return Dice of each class, NaN if neither has it."""
+    """Return Dice of each class, NaN if neither has it; the memory is that of a slab, whose counts are 64-bit."""
     count = len(classes) + 1
-    hits = np.bincount(label[prediction == label], minlength=count)
-    total = np.bincount(prediction.ravel(), minlength=count) + np.bincount(label.ravel(), minlength=count)
-    return [2 * hits[index] / total[index] if total[index] else float("nan") for index in classes]
+    counts_KK = np.zeros((count, count), np.int64)
+    planes = max(1, _COUNTED_VOXELS // prod(label.shape[1:]))
+    for start in range(0, len(label), planes):
+        slab = slice(start, start + planes)
+        pairs = label[slab].astype(np.int64) * count + prediction[slab]
+        counts_KK += np.bincount(pairs.ravel(), minlength=count**2).reshape(count, count)
+    return [float("nan") if dice is None else dice for dice in class_dice(counts_KK)]
 
 
 def _weighted_members(candidates: Candidates, counts: Counts) -> tuple[EnsembleMember, ...]:
@@ -413,9 +421,3 @@ def _scored_classes(work: _Work) -> Iterator[int]:
     for index in range(1, len(work.data.dataset.labels)):
         work.check_stop()
         yield index
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

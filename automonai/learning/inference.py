@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -24,6 +26,7 @@ from monai.data.utils import compute_importance_map
 from automonai.domain.fingerprint import ChannelFacts, IntTriple
 from automonai.domain.plan import Plan
 from automonai.imaging.preprocessing import normalise
+from automonai.learning.memory import machine_bytes, resident_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,10 @@ class LogitSlab:
     stop: int
     logits: np.ndarray
 
+    def part(self, start: int, stop: int) -> LogitSlab:
+        """Return some of its planes, as a view."""
+        return LogitSlab(start, stop, self.logits[:, :, start - self.start : stop - self.start])
+
 
 def sliding_window_logits(
     network: torch.nn.Module,
@@ -137,8 +144,10 @@ def logit_slabs(
     at once, and leaves the sums to the CPU.
 
     Raises:
+        MemoryError: Before anything is predicted, if this machine can never have the memory.
         torch.OutOfMemoryError: If the GPU's memory does not suffice for a single window.
     """
+    _refuse_what_cannot_fit(image.shape[1:], plan, settings, networks=len(networks))
     grid = _Grid.over(image.shape[1:], plan, settings.overlap)
     sums = _Sums(len(networks), plan.network.out_channels, grid, settings.device)
     forward = _Forward(settings, settings.batch_size(grid.patch))
@@ -149,12 +158,35 @@ def logit_slabs(
             for number, network in enumerate(networks):
                 for (position, _), logits_KXYZ in zip(batch, forward.logits(network, image_BCXYZ), strict=True):
                     sums.add(number, position, logits_KXYZ)
+            for position, _ in batch:
+                sums.weigh(position)
         is_last = index + 1 == len(grid.starts[0])
         planes = grid.patch[0] if is_last else grid.starts[0][index + 1] - start
         yield grid.unpadded(start, sums.finish(planes))
 
 
-def prediction_memory_bytes(shape: Sequence[int], plan: Plan, *, networks: int = 1, batch_windows: int = 1) -> int:
+def even_slabs(slabs: Iterable[LogitSlab], planes: int) -> Iterator[LogitSlab]:
+    """Yield the same planes in slabs of that many each, of which only the last may have fewer.
+
+    How thick a slab of `logit_slabs` is follows from the patch; what is computed of one may take several times its
+    memory, or must not depend on the patch.
+    """
+    held: list[LogitSlab] = []
+    for slab in slabs:
+        start = slab.start
+        while start < slab.stop:
+            first = held[0].start if held else start
+            stop = min(slab.stop, first + planes)
+            held.append(slab.part(start, stop))
+            start = stop
+            if stop - first == planes:
+                yield _joined(held)
+                held = []
+    if held:
+        yield _joined(held)
+
+
+def prediction_memory_bytes(shape: Sequence[int], plan: Plan, settings: WindowSettings, *, networks: int = 1) -> int:
     """Return what `logit_slabs` needs at most beside the process and the networks' weights.
 
     That is the sums of one patch's thickness over the volume's cross-section (three times for a moment, when planes
@@ -164,13 +196,13 @@ def prediction_memory_bytes(shape: Sequence[int], plan: Plan, *, networks: int =
     Args:
         shape: Of the volume, (x, y, z) voxels.
         plan: Of the networks.
+        settings: Of the windows.
         networks: How many share one reading.
-        batch_windows: Windows at once.
     """
-    patch, classes = plan.patch_voxels, plan.network.out_channels
-    section = prod(max(side, length) for side, length in zip(patch[1:], shape[1:], strict=True))
-    sums = (networks * classes + 1) * patch[0] * section * 4 * 3
-    return sums + batch_windows * _activation_bytes(plan)
+    grid = _Grid.over(shape, plan, settings.overlap)
+    sums = (networks * plan.network.out_channels + 1) * grid.patch[0] * prod(grid.padded[1:]) * 4 * 3
+    windows = min(settings.batch_size(grid.patch), len(grid.starts[1]) * len(grid.starts[2]))
+    return sums + windows * _activation_bytes(plan) + _WORKSPACE_BYTES
 
 
 def device_with_room(size_bytes: int, device: torch.device, *, what: str) -> torch.device:
@@ -191,17 +223,50 @@ def scratch_array(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray
     if size <= IN_MEMORY_BYTES:
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile() as file:
-        file.truncate(size)
+        _reserve(file.fileno(), size)
         return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
 
 
+def _reserve(descriptor: int, size_bytes: int) -> None:
+    """Give a temporary file its size and its place on the disk: a mapped page without one ends the process (SIGBUS)."""
+    if sys.platform == "darwin":  # has no such call
+        os.ftruncate(descriptor, size_bytes)
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        message = f"{error.strerror}: a prediction takes {size_bytes} bytes ({size_bytes / 2**30:.2f} GiB) there"
+        raise OSError(error.errno, f"{message}; make room, or name another folder by TMPDIR", folder) from error
+
+
+def _joined(slabs: Sequence[LogitSlab]) -> LogitSlab:
+    if len(slabs) == 1:
+        return slabs[0]
+    return LogitSlab(slabs[0].start, slabs[-1].stop, np.concatenate([slab.logits for slab in slabs], axis=2))
+
+
+def _refuse_what_cannot_fit(shape: Sequence[int], plan: Plan, settings: WindowSettings, *, networks: int) -> None:
+    """Refuse what the machine has too little memory for in all: what others take of it now may be free later."""
+    if settings.device.type != "cpu":
+        return  # there a prediction fits itself to what it finds
+    needed = prediction_memory_bytes(shape, plan, settings, networks=networks)
+    taken, there = resident_bytes(), machine_bytes()
+    if needed + taken > there:
+        raise MemoryError(
+            f"predicting {' x '.join(map(str, shape))} voxels takes up to {needed} bytes ({needed / 2**30:.2f} GiB)"
+            f" beside the {taken / 2**30:.2f} GiB of this process, and the machine has {there / 2**30:.2f} GiB"
+        )
+
+
 def _activation_bytes(plan: Plan) -> int:
+    """Return what the activations of one window take."""
     network, voxels = plan.network, prod(plan.patch_voxels)
     features = (network.in_channels + network.out_channels) * voxels
     for channels, stride in zip(network.channels, (*network.strides, 1), strict=True):
         voxels = max(1, voxels // stride**network.spatial_dims)
         features += channels * voxels
-    return 6 * 4 * features + _WORKSPACE_BYTES
+    return 6 * 4 * features
 
 
 @dataclass(frozen=True)
@@ -252,30 +317,38 @@ class _Sums:
 
     def __init__(self, networks: int, classes: int, grid: _Grid, device: torch.device) -> None:
         section = (grid.patch[0], *grid.padded[1:])
-        device = device_with_room(networks * (classes + 1) * prod(section) * 4, device, what="the sums of a prediction")
+        device = device_with_room((networks * classes + 1) * prod(section) * 4, device, what="the sums of a prediction")
         self._logits = torch.zeros((networks, classes, *section), device=device)
-        self._weights = torch.zeros((networks, *section), device=device)
+        self._weights = torch.zeros(section, device=device)
         self._importance = _importance_map(grid.weighed, device).expand(grid.patch)
 
     def add(self, network: int, position: IntTriple, logits_KXYZ: torch.Tensor) -> None:
-        y, z = (slice(start, start + side) for start, side in zip(position[1:], logits_KXYZ.shape[2:], strict=True))
         logits_KXYZ = logits_KXYZ.to(self._logits.device).float()
-        self._logits[network, :, :, y, z].addcmul_(logits_KXYZ, self._importance)
-        self._weights[network, :, y, z] += self._importance
+        self._logits[(network, slice(None), *self._within(position))].addcmul_(logits_KXYZ, self._importance)
+
+    def weigh(self, position: IntTriple) -> None:
+        """Count a window's weights, once for all networks, as each of them has predicted it."""
+        self._weights[self._within(position)] += self._importance
 
     def finish(self, planes: int) -> np.ndarray:
         """Return the mean logits of the first planes, and move the others to the front."""
-        weights = self._weights[:, None, :planes]
+        weights = self._weights[:planes]
         finished = self._logits[:, :, :planes] / weights.clamp(min=1e-6)
-        missing = weights[:, 0] == 0
+        missing = weights == 0
         if missing.any():
             finished[:, 0].masked_fill_(missing, BACKGROUND_LOGIT)
-        for sums, axis in ((self._logits, 2), (self._weights, 1)):
+        for sums, axis in ((self._logits, 2), (self._weights, 0)):
             kept = sums.shape[axis] - planes
             if kept:
                 sums.narrow(axis, 0, kept).copy_(sums.narrow(axis, planes, kept).clone())
             sums.narrow(axis, kept, planes).zero_()
         return finished.cpu().numpy()
+
+    def _within(self, position: IntTriple) -> tuple[slice, slice, slice]:
+        y, z = (
+            slice(start, start + side) for start, side in zip(position[1:], self._importance.shape[1:], strict=True)
+        )
+        return slice(None), y, z
 
 
 class _Forward:

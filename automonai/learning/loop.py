@@ -34,6 +34,7 @@ from automonai.learning.validation import Validation, seconds_per_validation
 logger = logging.getLogger(__name__)
 
 _GRADIENT_NORM = 12.0  # nnU-Net's
+_LEAST_SCALE = 1.0  # of float16's losses: DeepSpeed's; torch starts at 65,536, and has no end of its own
 _DECAY_POWER = 0.9  # nnU-Net's
 _AVERAGE_STEPS = 10  # the average's window is a tenth of the steps taken
 _PLATEAU_EPOCHS = 30
@@ -98,23 +99,26 @@ class Trainer:
         """Make one step and return its loss.
 
         Raises:
-            NonFiniteLossError: If the loss or the gradient is NaN or infinite; the weights are as they were.
+            NonFiniteLossError: If the loss or the gradient is NaN or infinite, in float16 whatever its scale; the
+                weights are as they were.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         with self.precision.autocast():
             logits_BKXYZ = self.forward(image_BCXYZ)
         loss = self.loss_of(logits_BKXYZ.float(), label_BXYZ)
-        value = loss.item()
-        self._refuse_non_finite("loss", value)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, _GRADIENT_NORM)
-        if not self._scaler.is_enabled():  # a scaler meets infinite gradients itself: it skips the step
-            self._refuse_non_finite("gradient", norm.item())
+        value, length = torch.stack([loss.detach(), norm]).tolist()  # one wait for the GPU, not two
+        self._refuse_non_finite("loss", value)
+        if not self._scaler.is_enabled():
+            self._refuse_non_finite("gradient", length)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if not isfinite(length):
+            self._refuse_endless_skips(length)
         self._advance(value)
         return value
 
@@ -145,6 +149,14 @@ class Trainer:
                 f" {self.plan.configuration.loss} and learning rate {self.plan.configuration.learning_rate:g};"
                 " a lower learning rate or another loss may help"
             )
+
+    def _refuse_endless_skips(self, length: float) -> None:
+        """Let a scaler skip a step and halve its scale, but not below 1: then it is not the scale that is too large.
+
+        A run whose gradients are NaN would else skip every step to its end, and be told from none that trained.
+        """
+        if self._scaler.get_scale() < _LEAST_SCALE:
+            self._refuse_non_finite("gradient", length)
 
     def _advance(self, loss: float) -> None:
         progress = self.progress
@@ -191,7 +203,7 @@ def train(
         StopRequestedError: If `stop` was set; the state was committed before.
     """
     logger.info("step=%d: cases and network are ready", trainer.progress.step)
-    pace = _Pace(settings, trainer.progress, patches_per_step=trainer.plan.batch_size, clock=clock)
+    pace = _Pace(settings, trainer.progress, clock=clock)
     readers = readers_beside(trainer.precision.device)
     with closing(read_ahead(make_batch, trainer.progress.step, threads=readers)) as batches:
         if trainer.progress.validation_due and _ends_epoch(trainer.progress, pace.total_steps):
@@ -205,7 +217,7 @@ def train(
             pace.begin_step()
             rate = learning_rate(trainer.plan, trainer.progress, pace.total_steps if settings.decay else None)
             loss = trainer.update(image_BCXYZ, label_BXYZ, learning_rate=rate)
-            pace.count(trainer.progress)
+            pace.count(trainer.progress, patches=len(image_BCXYZ))
             meter.stepped(pace.tally, epoch=trainer.progress.epoch, loss=loss)
             if _ends_epoch(trainer.progress, pace.total_steps):
                 _end_epoch(trainer, pace, validate=validate, commit=commit, meter=meter)
@@ -299,20 +311,18 @@ def _end_epoch(
 class _Pace:
     """How fast the steps go, and what follows from it: where the run ends, and whether it is too slow."""
 
-    def __init__(
-        self, settings: LoopSettings, start: Progress, *, patches_per_step: int, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, settings: LoopSettings, start: Progress, *, clock: Callable[[], float]) -> None:
         self.settings = settings
         self.total_steps = settings.epochs * start.steps_per_epoch
         self.validations = MOST_VALIDATIONS
         self.validation_seconds: float | None = None
-        self._patches_per_step = patches_per_step
         self._clock = clock
         self._seconds_before = start.seconds
         self._began = self._last = self._committed_at = clock()
         self._step_began = self._began
         self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self._counted = 0
+        self._recent_patches: deque[int] = deque(maxlen=_RECENT_STEPS)
+        self._counted = self._patches = 0
         self._seconds = self._data_wait_seconds = self._step_seconds = 0.0
         if settings.deadline is not None and start.step:
             self.total_steps = fitted_steps(
@@ -327,7 +337,7 @@ class _Pace:
         """Return what was done, by the time of the last step or stamp."""
         return Tally(
             steps=self._counted,
-            patches=self._counted * self._patches_per_step,
+            patches=self._patches,
             seconds=self._seconds,
             data_wait_seconds=self._data_wait_seconds,
             step_seconds=self._step_seconds,
@@ -338,14 +348,16 @@ class _Pace:
         self._step_began = self._clock()
         self._data_wait_seconds += self._step_began - self._last
 
-    def count(self, progress: Progress) -> None:
-        """Take a step's time; fit the run's length to the deadline, and hold the run to its cap."""
+    def count(self, progress: Progress, *, patches: int) -> None:
+        """Take a step's time and patches; fit the run's length to the deadline, and hold the run to its cap."""
         now = self._clock()
         self._counted += 1
+        self._patches += patches  # an epoch's last batch may be smaller
         self._seconds = now - self._began
         self._step_seconds += now - self._step_began
         if self._counted > _WARM_UP_STEPS:
             self._recent.append(now - self._last)
+            self._recent_patches.append(patches)
         self._last = now
         if self._counted == 1:
             logger.info("step=%d: the first of this process is done", progress.step)
@@ -385,7 +397,7 @@ class _Pace:
     def _expected_validation_seconds(self) -> float:
         if self.validation_seconds is not None:
             return self.validation_seconds
-        seconds_per_patch = fmean(self._recent) / self._patches_per_step
+        seconds_per_patch = sum(self._recent) / sum(self._recent_patches)
         return seconds_per_validation(self.settings.validation_windows, seconds_per_patch=seconds_per_patch)
 
     def _fit(self, progress: Progress, now: float) -> None:

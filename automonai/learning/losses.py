@@ -19,6 +19,7 @@ from automonai.domain.configuration import LossName
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits_BKXYZ (float32) and label_BXYZ (class indices, any integer type) to one number."""
 
+_SMOOTH = 1e-12  # far below one over the voxels of any batch
 _HARDEST_SHARE = 0.1  # nnU-Net's: the mean of the 10 % hardest voxels
 _HAUSDORFF_STEP = 2  # voxels; see _CoarseHausdorffLoss
 
@@ -29,8 +30,11 @@ def make_loss(name: LossName) -> Loss:
         case LossName.DICE:
             return _of_column(DiceLoss(to_onehot_y=True, softmax=True, include_background=False, batch=True))
         case LossName.GENERALISED_DICE:
-            # Its weights are there to balance the background with the rest, so the background takes part.
-            return _of_column(GeneralizedDiceLoss(to_onehot_y=True, softmax=True, batch=True))
+            # Its weights are there to balance the background with the rest, so the background takes part. They are one
+            # over a class's squared voxels, so that the sums are one over its voxels: MONAI's 1e-5 would hide them.
+            return _of_column(
+                GeneralizedDiceLoss(to_onehot_y=True, softmax=True, batch=True, smooth_nr=_SMOOTH, smooth_dr=_SMOOTH)
+            )
         case LossName.DICE_CE:
             return _of_column(DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True))
         case LossName.DICE_HAUSDORFF:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from automonai.spec import ExecutionSpec
 
 logger = logging.getLogger(__name__)
+
+_CONTROL_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of version 2; as `execution.machine`, which has no torch
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,19 @@ def peak_memory_bytes() -> int:
     of_gpus = [torch.cuda.max_memory_allocated(number) for number in _started_gpus()]
     if any(of_gpus):
         return max(of_gpus)
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _of_this_process("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_bytes() -> int:
+    """Return what this process has in memory now, mapped files left out: the system takes these back; 0 if unknown."""
+    return _of_this_process("RssAnon") or 0
+
+
+def machine_bytes() -> int:
+    """Return the memory of this machine, or of this container if that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _CONTROL_GROUP_LIMIT.read_text().strip() if _CONTROL_GROUP_LIMIT.is_file() else ""
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def reset_peak_memory() -> None:
@@ -72,6 +82,13 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
     except OSError:
         return  # elsewhere than on Linux the peak is the process's
+
+
+def _of_this_process(name: str) -> int | None:
+    """Return a figure of proc(5)'s status in bytes; None where the system keeps none."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
 def _started_gpus() -> range:

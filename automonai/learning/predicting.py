@@ -1,6 +1,7 @@
 """From an ensemble and images to label maps, in the images' own grids.
 
-Axes: logits_MKXYZ (M networks), probabilities_OKXYZ (O mixtures of them), label maps (X, Y, Z) of class indices, RAS.
+Axes: logits_MKXYZ (M networks), probabilities_OKXYZ (O mixtures of them; R: those that a preparation has part in),
+label maps (X, Y, Z) of class indices, RAS.
 """
 
 from __future__ import annotations
@@ -24,13 +25,26 @@ from automonai.imaging.preprocessing import PreparedCase, prepare_image, restore
 from automonai.imaging.reading import Volume, file_ending, read_image, write_label
 from automonai.learning.checkpoint import read_member
 from automonai.learning.faults import is_out_of_memory
-from automonai.learning.inference import CheckStop, WindowSettings, logit_slabs, never_stop, scratch_array
+from automonai.learning.inference import (
+    CheckStop,
+    WindowSettings,
+    even_slabs,
+    logit_slabs,
+    never_stop,
+    scratch_array,
+)
 from automonai.learning.network import place
 from automonai.learning.precision import Precision
 from automonai.storage.store import Store
 
 _WRITTEN_ENDINGS = {".mhd": ".mha"}
 """A .mhd is two files, which cannot be replaced as one."""
+
+_PLANES = 16
+"""Of a slab of probabilities: several of its size are held at once."""
+
+_COUNTED_VOXELS = 2**21
+"""At once: numpy's bincount makes 64-bit integers of what it counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +222,9 @@ def probability_slabs(
     """Yield mixtures of the members' probabilities on the image's RAS grid, slab by slab along x.
 
     An image is prepared once for all members of one spacing and crop, and read once for all of one patch and
-    normalisation. Each preparation holds its mixtures on its own grid: (O, K, x, y, z) float32, file-backed if large.
+    normalisation. Members that agree in both, as one configuration's do, and take the image's own voxel size, give
+    their slabs as they are predicted. Else each preparation holds, on its own grid, the mixtures that it has a part
+    in: (O, K, x, y, z) float32, file-backed if large.
 
     Args:
         members: M networks.
@@ -224,22 +240,25 @@ def probability_slabs(
     Raises:
         DatasetError: If the image cannot be prepared.
     """
-    restored: list[tuple[float, int, Iterator[tuple[int, np.ndarray]]]] = []
-    for chosen in _groups([member.preparation for member in members]):
-        spacing_mm, crop = members[chosen[0]].preparation
-        prepared = prepare_image(case_id, volume, spacing_mm=spacing_mm, crop=crop)
+    preparations = _groups([member.preparation for member in members])
+    are_one = len(preparations) == 1  # slabs of several are added: they must be the same planes
+    parts: list[tuple[np.ndarray, np.ndarray, Iterator[tuple[int, np.ndarray]]]] = []
+    for chosen in preparations:
         group, weights = [members[index] for index in chosen], mixtures[:, chosen]
-        mixed = _mixed_probabilities(group, prepared, weights, precision=precision, check_stop=check_stop)
-        restored += [
-            (share, row, restore_probabilities(mixed[row], prepared.placement))
-            for row, share in enumerate(weights.sum(axis=1).tolist())
-            if share > 0
-        ]
-    for pieces in zip(*(pieces for _, _, pieces in restored), strict=True):
+        rows = np.flatnonzero(weights.sum(axis=1))
+        if not len(rows):
+            continue
+        spacing_mm, crop = group[0].preparation
+        prepared = prepare_image(case_id, volume, spacing_mm=spacing_mm, crop=crop)
+        shares = weights[rows].sum(axis=1, keepdims=True)
+        mixing = _Mixing(group, prepared, weights[rows] / shares, precision, check_stop)
+        slabs = mixing.streamed() if are_one and mixing.can_stream else mixing.restored()
+        parts.append((rows, shares.astype(np.float32)[..., None, None, None], slabs))
+    for pieces in zip(*(slabs for _, _, slabs in parts), strict=True):
         check_stop()
-        total = np.zeros((len(mixtures), *pieces[0][1].shape), np.float32)
-        for (share, row, _), (_, probabilities_KXYZ) in zip(restored, pieces, strict=True):
-            total[row] += probabilities_KXYZ if share == 1 else probabilities_KXYZ * np.float32(share)
+        total = np.zeros((len(mixtures), *pieces[0][1].shape[1:]), np.float32)
+        for (rows, shares, _), (_, probabilities_RKXYZ) in zip(parts, pieces, strict=True):
+            total[rows] += probabilities_RKXYZ * shares
         yield pieces[0][0], total
 
 
@@ -248,7 +267,7 @@ def keep_largest_components(
 ) -> np.ndarray:
     """Return a label map in which each of the classes keeps only its largest connected component (26 neighbours).
 
-    The memory needed is that of a 32-bit integer per voxel of the box around the class.
+    Beside the label map and the result this takes a byte per voxel, and six per voxel of the box around the class.
 
     Args:
         label: Class indices.
@@ -264,9 +283,8 @@ def keep_largest_components(
             continue
         components, count = ndimage.label(mask[found[0]], structure=np.ones((3, 3, 3), bool))
         if count > 1:
-            sizes = np.bincount(components.ravel())
-            sizes[0] = 0
-            result[found[0]][(components != 0) & (components != sizes.argmax())] = 0
+            largest = 1 + int(_component_sizes(components, count).argmax())
+            result[found[0]][mask[found[0]] & (components != largest)] = 0
     return result
 
 
@@ -287,39 +305,93 @@ def _label_path(output: Path, name: str, ending: str) -> Path:
     return output / f"{name}{_WRITTEN_ENDINGS.get(ending, ending)}"
 
 
-def _mixed_probabilities(
-    members: Sequence[LoadedMember],
-    prepared: PreparedCase,
-    weights: np.ndarray,
-    *,
-    precision: Precision,
-    check_stop: CheckStop,
-) -> np.ndarray:
-    """Return probabilities_OKXYZ on the prepared grid, each mixture's weights scaled to sum 1 within these members."""
-    classes = members[0].plan.network.out_channels
-    shares = weights.sum(axis=1, keepdims=True)
-    scaled = torch.from_numpy(np.divide(weights, shares, where=shares > 0, out=np.zeros_like(weights))).float()
-    mixed = scratch_array((len(weights), classes, *prepared.image.shape[1:]), np.float32)
-    for chosen in _groups([member.windows for member in members]):
-        plan = members[chosen[0]].plan
+@dataclass(frozen=True, eq=False)
+class _Mixing:
+    """Mixtures of the probabilities of members that share a preparation of the image."""
+
+    members: Sequence[LoadedMember]
+    prepared: PreparedCase
+    weights: np.ndarray
+    """(R, M); each row sums to 1."""
+    precision: Precision
+    check_stop: CheckStop
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether slabs come once, and on the image's own grid, so that none has to wait for another."""
+        placement = self.prepared.placement
+        return placement.prepared_shape == placement.box_shape and len(self._readings()) == 1
+
+    def streamed(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield first plane and probabilities_RKXYZ on the image's grid, each slab as soon as it is predicted."""
+        placement = self.prepared.placement
+        first, last = placement.box_start[0], placement.box_start[0] + placement.box_shape[0]
+        yield from self._empty_slabs(0, first)
+        for start, probabilities_RKXYZ in self._slabs(range(len(self.members))):
+            yield first + start, self._on_whole_planes(probabilities_RKXYZ)
+        yield from self._empty_slabs(last, placement.shape_voxels[0])
+
+    def restored(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Predict all of it, then return an iterator over first plane and probabilities_RKXYZ on the image's grid."""
+        mixed = scratch_array((len(self.weights), self._classes, *self.prepared.image.shape[1:]), np.float32)
+        for chosen in self._readings():
+            for start, mixture in self._slabs(chosen):
+                mixed[:, :, start : start + mixture.shape[2]] += mixture
+        rows = [restore_probabilities(mixture, self.prepared.placement, slab=_PLANES) for mixture in mixed]
+        return ((pieces[0][0], np.stack([piece for _, piece in pieces])) for pieces in zip(*rows, strict=True))
+
+    @property
+    def _classes(self) -> int:
+        return self.members[0].plan.network.out_channels
+
+    def _empty_slabs(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        for first in range(start, stop, _PLANES):
+            shape = (len(self.weights), self._classes, min(_PLANES, stop - first), 0, 0)
+            yield first, self._on_whole_planes(np.empty(shape, np.float32))
+
+    def _on_whole_planes(self, probabilities_RKXYZ: np.ndarray) -> np.ndarray:
+        """Put what was predicted into the image's whole planes; around it class 0 has probability 1."""
+        placement, sides = self.prepared.placement, probabilities_RKXYZ.shape[3:]
+        if sides == placement.shape_voxels[1:]:
+            return probabilities_RKXYZ
+        whole = np.zeros((*probabilities_RKXYZ.shape[:3], *placement.shape_voxels[1:]), np.float32)
+        whole[:, 0] = 1
+        y, z = (slice(start, start + side) for start, side in zip(placement.box_start[1:], sides, strict=True))
+        whole[..., y, z] = probabilities_RKXYZ
+        return whole
+
+    def _readings(self) -> list[list[int]]:
+        return _groups([member.windows for member in self.members])
+
+    def _slabs(self, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield first plane and some members' part of the mixtures, on the prepared grid; they share one reading."""
+        plan = self.members[chosen[0]].plan
         slabs = logit_slabs(
-            [members[index].network for index in chosen],
-            prepared.image,
+            [self.members[index].network for index in chosen],
+            self.prepared.image,
             plan=plan,
-            statistics=prepared.statistics,
+            statistics=self.prepared.statistics,
             settings=WindowSettings(
-                precision.device,
-                precision.dtype,
+                self.precision.device,
+                self.precision.dtype,
                 flip_axes=plan.flip_axes,
-                background=prepared.background,
-                check_stop=check_stop,
+                background=self.prepared.background,
+                check_stop=self.check_stop,
             ),
         )
-        for slab in slabs:
+        weights_RM = torch.from_numpy(self.weights[:, list(chosen)]).float()
+        for slab in even_slabs(slabs, _PLANES):
             probabilities_MKXYZ = torch.from_numpy(slab.logits).softmax(dim=1)
-            mixture = torch.tensordot(scaled[:, chosen], probabilities_MKXYZ, dims=1)
-            mixed[:, :, slab.start : slab.stop] += mixture.numpy()
-    return mixed
+            yield slab.start, torch.tensordot(weights_RM, probabilities_MKXYZ, dims=1).numpy()
+
+
+def _component_sizes(components: np.ndarray, count: int) -> np.ndarray:
+    """Return how many voxels each of the components 1 to `count` has."""
+    flat = components.ravel()
+    sizes = np.zeros(count + 1, np.int64)
+    for start in range(0, len(flat), _COUNTED_VOXELS):
+        sizes += np.bincount(flat[start : start + _COUNTED_VOXELS], minlength=count + 1)
+    return sizes[1:]
 
 
 def _groups(keys: Sequence[tuple[object, ...]]) -> list[list[int]]:

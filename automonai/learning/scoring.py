@@ -21,7 +21,17 @@ from scipy.spatial import KDTree
 from automonai.domain.fingerprint import Triple
 from automonai.domain.records import Record
 from automonai.errors import DatasetError, SpecError
-from automonai.imaging.reading import ENDINGS, Volume, describe_difference, file_ending, read_image, stem
+from automonai.imaging.reading import (
+    ENDINGS,
+    Volume,
+    along_axes_of,
+    describe_difference,
+    file_ending,
+    read_image,
+    slabs,
+    stem,
+    whole_numbers,
+)
 
 DECATHLON_PERCENTILE = 0.95
 
@@ -295,8 +305,9 @@ def _file_scores(prediction: Path, label: Path, tolerance_mm: float) -> dict[int
     difference = describe_difference(reference.geometry, predicted.geometry)
     if difference:
         raise DatasetError([f"{prediction}: does not lie on the grid of its label {label}: {difference}"])
+    predicted = along_axes_of(reference, predicted)
     found, expected = _label_values(prediction, predicted), _label_values(label, reference)
-    values = [np.unique(voxels) for voxels in (found, expected)]
+    values = [_held_values(voxels) for voxels in (found, expected)]
     for path, held in zip((prediction, label), values, strict=True):
         if len(held) > MOST_LABELS:
             raise DatasetError([f"{path}: holds {len(held)} values, as an image does; name the folder of label maps"])
@@ -316,9 +327,18 @@ def _label_values(path: Path, volume: Volume) -> np.ndarray:
     values = volume.voxels[0]
     if values.dtype.kind != "f":
         return values
-    with np.errstate(invalid="ignore"):
-        whole = np.rint(values)
-        is_whole = bool((np.abs(values - whole) <= 1e-3).all()) and bool((np.abs(whole) < 2**31).all())
-    if not is_whole:
-        raise DatasetError([f"{path}: holds values that are no whole number; a label map has only those"])
-    return whole.astype(np.int32)
+    result = np.empty(values.shape, np.int32, order="F")
+    for layers in slabs(values.shape):
+        whole, broken = whole_numbers(values[..., layers])
+        if broken.any():
+            raise DatasetError([f"{path}: holds values that are no whole number; a label map has only those"])
+        result[..., layers] = whole
+    return result
+
+
+def _held_values(label: np.ndarray) -> np.ndarray:
+    """Return the values that a label map holds, in ascending order."""
+    values = np.empty(0, label.dtype)
+    for layers in slabs(label.shape):
+        values = np.union1d(values, label[..., layers])
+    return values

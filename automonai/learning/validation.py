@@ -1,5 +1,7 @@
 """Score a network on whole validation volumes.
 
+A configuration that resamples is scored like any other, and like the ensemble: by the label on the original grid.
+
 Axes: logits_KXYZ, label_XYZ (class indices), counts_KK (voxels by true and by predicted class).
 """
 
@@ -22,7 +24,7 @@ from torch import nn
 
 from automonai.domain.plan import LOSS_BYTES, Plan
 from automonai.errors import StopRequestedError
-from automonai.imaging.preprocessing import PreparedCase
+from automonai.imaging.preprocessing import PreparedCase, restore_probabilities
 from automonai.learning.inference import CheckStop, device_with_room, never_stop, sliding_window_logits
 from automonai.learning.losses import Loss
 from automonai.learning.precision import Precision
@@ -41,9 +43,15 @@ class Validation:
     """Scores over the validation cases."""
 
     loss: float
-    """Mean over the cases of the training loss on the whole volume; above two million voxels, on slabs of it."""
+    """Mean over the cases of the training loss on the whole volume; above two million voxels, on slabs of it.
+
+    It is of the prepared grid, as in training: losses of different voxel sizes compare less well than Dice.
+    """
     dice: dict[int, float]
-    """Label value to mean Dice over the cases in which the class is present or predicted; absent if in none."""
+    """Label value to mean Dice over the cases in which the class is present or predicted; absent if in none.
+
+    On the original grid, to which the probabilities are brought back from another one.
+    """
     seconds: float
 
 
@@ -91,7 +99,10 @@ def validate(
             check_stop=check_stop,
         )
         assert case.label is not None
-        return score_volume(logits_KXYZ, case.label, loss_of, device=device, check_stop=check_stop)
+        loss, counts_KK = score_volume(logits_KXYZ, case.label, loss_of, device=device, check_stop=check_stop)
+        if case.original_label is None:
+            return loss, counts_KK
+        return loss, _counts_on_original_grid(logits_KXYZ, case, check_stop=check_stop)
 
     if len(devices) > 1:
         scores = _divided(score, cases, network, devices)
@@ -139,7 +150,7 @@ def score_volume(
 ) -> tuple[float, NDArray[np.int64]]:
     """Return a volume's loss and counts_KK, computed on a device slab by slab, so that no further volume is made."""
     classes, length = len(logits_KXYZ), label_XYZ.shape[0]
-    planes = min(length, max(1, _SLAB_VOXELS // prod(label_XYZ.shape[1:])))
+    planes = _slab_planes(length, prod(label_XYZ.shape[1:]))
     size_bytes = LOSS_BYTES * classes * planes * prod(label_XYZ.shape[1:])
     device = device_with_room(size_bytes, device, what="the scores of a validation")
     total = 0.0
@@ -155,20 +166,52 @@ def score_volume(
 
 def _score_slab(logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss, device: torch.device) -> _Score:
     """Return a slab's loss and counts_KK; computed on the CPU if a GPU that others use has no memory after all."""
-    classes = len(logits_KXYZ)
     try:
         logits = torch.from_numpy(logits_KXYZ).to(device)
         label = torch.from_numpy(np.array(label_XYZ)).to(device)
         loss = loss_of(logits[None], label[None]).item()
-        pairs = label.long() * classes + logits.argmax(dim=0)
-        counts = torch.bincount(pairs.flatten(), minlength=classes**2).reshape(classes, classes)
-        return loss, counts.cpu().numpy()
+        return loss, _counts(logits, label)
     except torch.OutOfMemoryError:
         if device.type == "cpu":
             raise
     torch.cuda.empty_cache()
     logger.info("the scores of a validation are computed on the CPU: the GPU's memory does not suffice")
     return _score_slab(logits_KXYZ, label_XYZ, loss_of, torch.device("cpu"))
+
+
+def _counts(scores_KXYZ: torch.Tensor, label_XYZ: torch.Tensor) -> NDArray[np.int64]:
+    """Return counts_KK of a slab's classes of highest score."""
+    classes = len(scores_KXYZ)
+    pairs = label_XYZ.long() * classes + scores_KXYZ.argmax(dim=0)
+    counts = torch.bincount(pairs.flatten(), minlength=classes**2).reshape(classes, classes)
+    return np.asarray(counts.cpu().numpy())
+
+
+def _counts_on_original_grid(logits_KXYZ: NDArray, case: PreparedCase, *, check_stop: CheckStop) -> NDArray[np.int64]:
+    """Return counts_KK of the case's box in its original voxels, restored slab by slab as a prediction is.
+
+    The logits become probabilities where they lie. Outside of the box there is no label, and nothing is predicted.
+    """
+    assert case.original_label is not None
+    label_XYZ, classes = case.original_label(), len(logits_KXYZ)
+    box, prepared = case.placement.box_shape, case.placement.prepared_shape
+    planes = _slab_planes(prepared[0], prod(prepared[1:]))
+    for start in range(0, prepared[0], planes):
+        check_stop()
+        slab_KXYZ = logits_KXYZ[:, start : start + planes]
+        slab_KXYZ[...] = torch.from_numpy(slab_KXYZ).softmax(dim=0).numpy()
+    within_box = case.placement.model_copy(update={"shape_voxels": box, "box_start": (0, 0, 0)})
+    planes = _slab_planes(box[0], max(prod(box[1:]), prod(prepared) // box[0]))
+    counts_KK = np.zeros((classes, classes), np.int64)
+    for start, probabilities_KXYZ in restore_probabilities(logits_KXYZ, within_box, planes):
+        check_stop()
+        label = torch.from_numpy(np.array(label_XYZ[start : start + probabilities_KXYZ.shape[1]]))
+        counts_KK += _counts(torch.from_numpy(probabilities_KXYZ), label)
+    return counts_KK
+
+
+def _slab_planes(length: int, plane_voxels: int) -> int:
+    return min(length, max(1, _SLAB_VOXELS // plane_voxels))
 
 
 def class_dice(counts_KK: NDArray[np.int64]) -> list[float | None]:

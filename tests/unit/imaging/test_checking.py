@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from automonai.domain.dataset import Case, Dataset
 from automonai.errors import DatasetError
+from automonai.imaging import checking
 from automonai.imaging.checking import check_dataset
 from automonai.imaging.fingerprinting import fingerprint
 from automonai.imaging.nifti import write_nifti
@@ -115,6 +118,21 @@ def test_every_fault_of_every_case_and_of_dataset_json_comes_in_one_pass(small_d
         assert any(part in problem for problem in found)
 
 
+def test_a_label_is_counted_along_its_images_axes_though_its_own_affine_is_off_by_rounding(tmp_path: Path) -> None:
+    for name, apart in [("imagesTr", 1e-6), ("labelsTr", -1e-6)]:
+        angle = np.pi / 4 + apart
+        affine = np.diag([1.0, 1.0, 2.0, 1.0])
+        affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        values = np.zeros((7, 9, 8), np.int16)
+        values[1:3, 4:8, 2:5] = np.arange(24).reshape(2, 4, 3) + 1 if name == "imagesTr" else 1
+        write_nifti(tmp_path / f"{name}/a.nii.gz", values, affine)
+    (tmp_path / "dataset.json").write_text(
+        '{"modality": {"0": "CT"}, "labels": {"0": "b", "1": "o"},'
+        ' "training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]}'
+    )
+    assert sorted(check_dataset(tmp_path).facts["a"].box_shape) == [2, 3, 4]
+
+
 def test_nothing_is_written(small_dataset: Callable) -> None:
     data = small_dataset()
     before = sorted((path, path.stat().st_mtime_ns) for path in data.root.rglob("*"))
@@ -141,13 +159,90 @@ def test_background_that_is_not_zero_is_left_out_and_the_box_extends_over_the_la
     assert facts.channels[0].mean == pytest.approx(image[5:10, 6:12, 7:14].mean())
 
 
-def test_several_processes_find_what_one_finds(small_dataset: Callable) -> None:
+def test_several_readers_find_what_one_finds(small_dataset: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "_SMALL_CASE_BYTES", 0)
     data = small_dataset(cases=4)
-    assert check_dataset(data.root, processes=2) == check_dataset(data.root)
+    told: list[tuple[int, int]] = []
+    several = check_dataset(data.root, readers=2, progress=lambda done, total: told.append((done, total)))
+    assert several == check_dataset(data.root)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     spoil_nan(data)
     with pytest.raises(DatasetError) as caught:
-        check_dataset(data.root, processes=2)
+        check_dataset(data.root, readers=2)
     assert caught.value.problems == problems(data.root)
+
+
+class Readings:
+    """Counts how many cases are read at once, and lets none go on before so many are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, expected: int) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+        self._together = threading.Barrier(expected)
+        check = checking._check_case
+
+        def counted(dataset: Dataset, case: Case) -> object:
+            with self._lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            self._together.wait(timeout=10)
+            findings = check(dataset, case)
+            with self._lock:
+                self.now -= 1
+            return findings
+
+        monkeypatch.setattr(checking, "_check_case", counted)
+
+
+CASE_BYTES = 64 * 2**20 + 3 * 9 * 8 * 7 * (4 + 1)  # three times a float32 image and its uint8 label
+
+
+@pytest.mark.parametrize(("memory_bytes", "at_once"), [(None, 4), (2 * CASE_BYTES, 2), (2 * CASE_BYTES - 1, 1), (1, 1)])
+def test_so_many_cases_are_read_at_once_as_the_memory_has_room_for(
+    small_dataset: Callable, monkeypatch: pytest.MonkeyPatch, memory_bytes: int | None, at_once: int
+) -> None:
+    root = small_dataset(cases=4).root
+    monkeypatch.setattr(checking, "_SMALL_CASE_BYTES", 1000)
+    readings = Readings(monkeypatch, expected=at_once)
+    check_dataset(root, readers=4, memory_bytes=memory_bytes)
+    assert readings.most == at_once
+
+
+def test_a_name_that_the_system_refuses_is_a_fault_of_its_case(small_dataset: Callable) -> None:
+    data = small_dataset(cases=2)
+    data.document["training"][1]["image"] = f"imagesTr/{'x' * 300}.nii.gz"
+    data.save()
+    with pytest.raises(DatasetError, match="x.nii.gz: cannot be read: File name too long"):
+        check_dataset(data.root, readers=2)
+
+
+def test_small_cases_are_read_one_by_one(small_dataset: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = Readings(monkeypatch, expected=1)
+    check_dataset(small_dataset(cases=4).root, readers=4)
+    assert readings.most == 1
+
+
+def test_a_check_that_is_interrupted_begins_no_further_case(
+    small_dataset: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    interrupted = threading.Event()
+    check = checking._check_case
+
+    def noted(dataset: Dataset, case: Case) -> object:
+        begun.append(case.id)
+        assert len(begun) == 1 or interrupted.wait(timeout=10)
+        return check(dataset, case)
+
+    def interrupt(done: int, total: int) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checking, "_SMALL_CASE_BYTES", 0)
+    monkeypatch.setattr(checking, "_check_case", noted)
+    with pytest.raises(KeyboardInterrupt):
+        check_dataset(small_dataset(cases=40).root, readers=2, progress=interrupt)
+    assert len(begun) < 40
 
 
 def test_the_fingerprint_has_only_the_cases_it_is_given_in_one_order(small_dataset: Callable) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from automonai.imaging import measuring
 from automonai.imaging.measuring import measure, non_finite_count
 
 
@@ -51,3 +54,25 @@ def test_values_that_are_not_finite_are_counted() -> None:
     values[0, 0, :3] = (np.nan, np.inf, -np.inf)
     assert non_finite_count(values) == 3
     assert non_finite_count(np.zeros(3, np.int16)) == 0
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_percentiles_come_from_all_columns_of_a_volume(
+    monkeypatch: pytest.MonkeyPatch, axis: int, order: Literal["C", "F"]
+) -> None:
+    monkeypatch.setattr(measuring, "_SAMPLE_VALUES", 16**3)
+    shape = (16, 256, 16)  # sixteen voxels give one: a fixed step would take the same of every row
+    gradient = np.indices(shape)[axis] / shape[axis]
+    facts = measure(np.array(gradient[None] + 1, np.float32, order=order)).channels[0]
+    assert (facts.percentile_00_5, facts.percentile_99_5) == pytest.approx((1, 2 - 1 / shape[axis]), abs=0.02)
+
+
+def test_a_sample_is_the_same_every_time_and_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_SAMPLE_VALUES", 100)
+    for length in (0, 99, 100, 199, 200, 10_001):
+        flat = np.arange(length)
+        sample = measuring._sample(flat)
+        assert len(sample) == length if length < 200 else 100 <= len(sample) < 200
+        np.testing.assert_array_equal(sample, measuring._sample(flat))
+        assert (np.diff(sample) > 0).all()

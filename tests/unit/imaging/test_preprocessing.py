@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from automonai.domain.configuration import Crop, Normalisation
-from automonai.domain.fingerprint import ChannelFacts
+from automonai.domain.fingerprint import ChannelFacts, Triple
 from automonai.errors import DatasetError
 from automonai.imaging import preprocessing
 from automonai.imaging.layouts import find_dataset
@@ -23,10 +24,9 @@ from automonai.imaging.preprocessing import (
     normalise,
     prepare_case,
     prepare_image,
-    restore,
     restore_probabilities,
 )
-from automonai.imaging.reading import Geometry, Volume, read_image
+from automonai.imaging.reading import Geometry, Volume, read_image, read_label
 
 GRID = Geometry(np.eye(4), (1, 1, 1), ".nii.gz")
 
@@ -112,6 +112,46 @@ def test_integers_stay_unless_resampled(small_dataset: Callable, tmp_path: Path)
         assert prepared.image.shape[1:] == prepared.label.shape == shape
 
 
+def test_the_original_label_is_kept_only_beside_one_on_another_grid(small_dataset: Callable, tmp_path: Path) -> None:
+    dataset = find_dataset(small_dataset().root)
+
+    def original(spacing_mm: Triple | None) -> np.ndarray | None:
+        prepared = prepare_case(
+            dataset, dataset.cases[0], spacing_mm=spacing_mm, crop=Crop.NONE, cache_folder=tmp_path / "cache"
+        )
+        return None if prepared.original_label is None else prepared.original_label()
+
+    expected = read_label(dataset.label_path(dataset.cases[0]), [0, 1, 3])
+    kept = original((2.0, 1.5, 1.0))
+    assert isinstance(kept, np.memmap)
+    assert np.array_equal(kept, expected)
+    assert original(None) is None
+    assert original((1.0, 1.5, 2.0)) is None
+
+
+def test_a_case_is_cached_with_its_label_along_the_images_axes(small_dataset: Callable, tmp_path: Path) -> None:
+    data = small_dataset()
+    for write, apart in ((data.write_image, 1e-6), (data.write_label, -1e-6)):  # from x and y at 45 degrees
+        cos, sin = np.cos(np.pi / 4 + apart), np.sin(np.pi / 4 + apart)
+        affine = np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        write(0, np.random.default_rng(0).choice([0, 1, 3], (9, 8, 7)).astype(np.int16), affine)
+    dataset = find_dataset(data.root)
+    prepared = prepare_case(dataset, dataset.cases[0], spacing_mm=None, crop=Crop.NONE, cache_folder=tmp_path / "cache")
+    assert np.array_equal(np.array([0, 1, 3])[prepared.label], prepared.image[0])
+
+
+def test_a_cached_case_of_an_earlier_form_is_not_taken(
+    small_dataset: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = find_dataset(small_dataset().root)
+    arguments = {"spacing_mm": (2.0, 2.0, 2.0), "crop": Crop.NONE, "cache_folder": tmp_path / "cache"}
+    for entries, form in enumerate((1, preprocessing._FORMAT), start=1):
+        with monkeypatch.context() as patched:
+            patched.setattr(preprocessing, "_FORMAT", form)
+            prepare_case(dataset, dataset.cases[0], **arguments)
+        assert len(list((tmp_path / "cache").glob("*/case.json"))) == entries
+
+
 def test_what_a_killed_process_left_behind_does_no_harm(
     small_dataset: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +207,24 @@ def test_large_structures_are_sampled_and_small_ones_are_complete() -> None:
     assert {index: len(places) for index, places in found.items()} == {1: FOREGROUND_SAMPLE, 4: 3}
     assert len(np.unique(found[1], axis=0)) == FOREGROUND_SAMPLE
     assert np.array_equal(found[1], preprocessing._foreground(label)[1])
+
+
+def test_a_large_label_is_sampled_with_little_memory_as_one_that_is_looked_at_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preprocessing, "_PIECE_VOXELS", 1 << 14)
+    label = np.random.default_rng(0).choice(4, (96, 80, 64), p=[0.1, 0.8, 0.0999, 0.0001]).astype(np.uint8)
+    tracemalloc.start()
+    found = preprocessing._foreground(label)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * label.nbytes  # where 64-bit positions of class 1 alone took six times as much
+    generator = np.random.default_rng(preprocessing._FOREGROUND_SEED)
+    for index in (1, 2, 3):
+        positions = np.flatnonzero(label.ravel() == index)
+        if len(positions) > FOREGROUND_SAMPLE:
+            positions = np.sort(generator.choice(positions, FOREGROUND_SAMPLE, replace=False))
+        assert np.array_equal(found[index], np.stack(np.unravel_index(positions, label.shape), axis=1))
 
 
 def test_an_image_to_predict_is_cropped_to_its_content() -> None:
@@ -262,10 +320,6 @@ def test_restored_probabilities_are_torchs_interpolation_inside_the_box_and_back
     tensor = torch.from_numpy(probabilities.astype(np.float32))[None]
     expected[inside] = torch.nn.functional.interpolate(tensor, box, mode="trilinear")[0].numpy()
     assert whole == pytest.approx(expected, abs=1e-5)
-    label = restore(probabilities, placement)
-    assert label.dtype == np.uint8
-    assert np.mean(label == whole.argmax(axis=0)) > 0.99
-    assert restore(np.ones(prepared, np.uint8), placement).sum() == np.prod(box)
 
 
 def test_a_label_that_went_there_comes_back() -> None:
@@ -274,6 +328,8 @@ def test_a_label_that_went_there_comes_back() -> None:
     placement = Placement(
         shape_voxels=(14, 12, 9), box_start=(1, 2, 0), box_shape=(12, 10, 8), prepared_shape=(24, 10, 16)
     )
-    restored = restore(preprocessing._resample_label(label, placement.prepared_shape), placement)
+    resampled = preprocessing._resample_label(label, placement.prepared_shape)
+    memberships = np.stack([resampled == index for index in range(3)])
+    restored = np.concatenate([piece.argmax(axis=0) for _, piece in restore_probabilities(memberships, placement)])
     assert np.array_equal(restored[1:13, 2:12, :8], label)
     assert restored.sum() == label.sum()

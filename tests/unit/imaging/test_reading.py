@@ -12,6 +12,7 @@ import pytest
 from automonai.errors import DatasetError
 from automonai.imaging.nifti import write_nifti
 from automonai.imaging.reading import (
+    along_axes_of,
     channel_count,
     describe_difference,
     read_image,
@@ -63,6 +64,76 @@ def test_an_oblique_affine_returns_unchanged(tmp_path: Path) -> None:
     assert volume.spacing_mm == pytest.approx((0.8, 0.9, 4.0))
     write_label(tmp_path / "b.nii", np.zeros((3, 4, 5), np.uint8), geometry=volume.geometry, label_values=[0, 1])
     assert np.allclose(nib.load(tmp_path / "b.nii").affine, affine, atol=1e-5)
+
+
+def nearly_diagonal(apart: float) -> np.ndarray:
+    """Return an affine that is turned by 45 degrees but for a little, so that x and y are nearly equals."""
+    angle = np.pi / 4 + apart
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return affine
+
+
+def test_files_on_one_grid_get_the_same_axes_though_their_affines_differ_in_the_last_digits(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    for name, apart in [("image", 1e-6), ("other", -1e-6)]:
+        write_nifti(tmp_path / f"{name}.nii", values, nearly_diagonal(apart))
+    image, other = (read_image([tmp_path / f"{name}.nii"]) for name in ("image", "other"))
+    assert image.voxels.shape != other.voxels.shape  # on its own, each is as near to RAS as can be
+    assert describe_difference(image.geometry, other.geometry) is None
+    assert np.array_equal(along_axes_of(image, other).voxels, image.voxels)
+    assert np.array_equal(read_label(tmp_path / "other.nii", [0, 1, 2], image=image), image.voxels[0])
+    both = read_image([tmp_path / "image.nii", tmp_path / "other.nii"])
+    assert np.array_equal(both.voxels[0], both.voxels[1])
+
+
+def test_a_label_on_another_grid_than_its_image_is_refused(tmp_path: Path) -> None:
+    for name, shape in [("image", (4, 5, 6)), ("label", (4, 5, 7))]:
+        write_nifti(tmp_path / f"{name}.nii", np.ones(shape, np.uint8), np.eye(4))
+    image = read_image([tmp_path / "image.nii"])
+    with pytest.raises(DatasetError, match="label.nii: does not lie on the grid of its image: it has shape 4x5x7"):
+        read_label(tmp_path / "label.nii", [0, 1], image=image)
+
+
+@pytest.mark.parametrize(("unit", "size_mm"), [("meter", 1e3), ("mm", 1.0), ("micron", 1e-3), ("unknown", 1.0)])
+@pytest.mark.parametrize("has_sform", [True, False])
+def test_lengths_are_read_in_the_files_unit_and_label_maps_are_written_in_it(
+    tmp_path: Path, unit: str, size_mm: float, has_sform: bool
+) -> None:
+    affine = oriented_affine("LPS", (0.7 / size_mm, 0.8 / size_mm, 2.1 / size_mm))
+    affine[:3, 3] = np.array([5, -6, 7.3]) / size_mm
+    image = nib.Nifti1Image(np.ones((3, 4, 5), np.uint8), affine if has_sform else None)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "image.nii")
+    volume = read_image([tmp_path / "image.nii"])
+    assert volume.spacing_mm == pytest.approx((0.7, 0.8, 2.1))
+    assert volume.geometry.affine[:3, 3] == pytest.approx([5, -6, 7.3])
+    write_label(tmp_path / "label.nii", volume.voxels[0], geometry=volume.geometry, label_values=[0, 1])
+    written, stored = nib.load(tmp_path / "label.nii"), nib.load(tmp_path / "image.nii")
+    assert written.header.get_xyzt_units()[0] == ("mm" if unit == "unknown" else unit)
+    np.testing.assert_allclose(written.affine, stored.affine, rtol=1e-6)
+    np.testing.assert_allclose(written.get_qform(), stored.get_qform(), rtol=1e-5, atol=1e-6 / size_mm)
+
+
+def test_a_unit_that_there_is_not_is_taken_for_mm(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_bytes(_patched(_valid(tmp_path), 123, "u1", 7))
+    assert read_image([tmp_path / "a.nii"]).spacing_mm == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("types", "joined"),
+    [((np.int16, np.int16), np.int16), ((np.uint8, np.int16), np.int16), ((np.int32, np.float32), np.float32)],
+)
+def test_channels_of_several_types_take_no_more_than_single_precision(
+    tmp_path: Path, types: tuple[type, type], joined: type
+) -> None:
+    paths = [tmp_path / "0.nii", tmp_path / "1.nii"]
+    for path, dtype in zip(paths, types, strict=True):
+        write_nifti(path, np.arange(60).reshape(3, 4, 5).astype(dtype), np.eye(4))
+    voxels = read_image(paths).voxels
+    assert voxels.dtype == joined
+    assert np.array_equal(voxels[1], np.arange(60).reshape(3, 4, 5))
 
 
 def test_integers_stay_as_stored_and_floats_become_single_precision(tmp_path: Path) -> None:
@@ -173,7 +244,13 @@ BROKEN = {
     "unknown type": (lambda raw: _patched(raw, 70, "<i2", 999), "header is invalid"),
     "complex": (lambda raw: _patched(raw, 70, "<i2", 32), "header is invalid: data type"),
     "offset not a number": (lambda raw: _patched(raw, 108, "<f4", np.nan), "header is invalid"),
-    "negative offset": (lambda raw: _patched(raw, 108, "<f4", -100), "header is invalid"),
+    "negative offset": (lambda raw: _patched(raw, 108, "<f4", -100), "header is invalid: data offset -100"),
+    "offset of nothing": (lambda raw: _patched(raw, 108, "<f4", 0), "data offset 0; .* byte 352 or later"),
+    "offset in the header": (lambda raw: _patched(raw, 108, "<f4", 351), "data offset 351; .* byte 352 or later"),
+    "offset in a header of NIfTI-2": (
+        lambda raw: _patched(nib.Nifti2Image(np.ones((3, 4, 5), np.int16), np.eye(4)).to_bytes(), 168, "<i8", 352),
+        "data offset 352; .* byte 544 or later",
+    ),
     "magic": (lambda raw: _patched(raw, 344, "<i4", 0), "magic number"),
     "singular affine": (lambda raw: _patched(raw, 280, "<f4", 0), "affine is singular"),
     "affine not a number": (lambda raw: _patched(raw, 280, "<f4", np.nan), "affine is not finite"),
@@ -234,3 +311,24 @@ def test_itk_formats_hold_what_nifti_holds(tmp_path: Path, ending: str) -> None:
     (tmp_path / f"bad{ending}").write_bytes(b"garbage")
     with pytest.raises(DatasetError, match="cannot be read"):
         read_image([tmp_path / f"bad{ending}"])
+
+
+COMPOUND = {
+    "rgb.mha": "NDims = 3\nDimSize = 3 4 5\nElementNumberOfChannels = 3\nElementType = MET_UCHAR\n",
+    "complex.mha": "NDims = 3\nDimSize = 3 4 5\nElementNumberOfChannels = 2\nElementType = MET_FLOAT\n",
+    "complex.nrrd": "type: float\ndimension: 4\nsizes: 2 3 4 5\nkinds: complex domain domain domain\n",
+    "rgb.nrrd": "type: uchar\ndimension: 4\nsizes: 3 3 4 5\nkinds: RGB-color domain domain domain\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", COMPOUND)
+def test_colours_and_complex_numbers_are_refused_with_what_was_expected(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("itk", reason="the formats extra is not installed")
+    is_nrrd = name.endswith(".nrrd")
+    start = "NRRD0004\n" if is_nrrd else "ObjectType = Image\nBinaryData = True\n"
+    end = "endian: little\nencoding: raw\n\n" if is_nrrd else "ElementDataFile = LOCAL\n"
+    (tmp_path / name).write_bytes((start + COMPOUND[name] + end).encode() + bytes(4 * 3 * 3 * 4 * 5))
+    with pytest.raises(DatasetError, match=f"{name}: each voxel is a [a-z]+ of [23] numbers, .* expected one number"):
+        read_image([tmp_path / name])

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,3 +80,56 @@ def test_a_member_has_the_averaged_weights_and_only_predicts(tmp_path: Path) -> 
     assert torch.equal(network(image), trainer.average(image))
     assert not torch.equal(network(image), trainer.network(image))
     assert not network(image).requires_grad
+
+
+@contextmanager
+def no_file_beyond(size_bytes: int) -> Iterator[None]:
+    """Have the system refuse to make a file larger, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room_bytes", [0, 700, 10_000])
+def test_a_full_disk_is_no_fault_of_the_run_and_the_checkpoint_before_stays(room_bytes: int) -> None:
+    store, trainer = MemoryStore(), tiny_trainer()
+    first = write_checkpoint(trainer.checkpoint(), store=store, manifest_key=KEY)
+    trainer.update(torch.randn(1, 1, 8, 8, 8), torch.ones(1, 8, 8, 8, dtype=torch.uint8), learning_rate=1e-3)
+    with pytest.raises(OSError, match=r"File too large.*state\.pt"), no_file_beyond(room_bytes):
+        write_checkpoint(trainer.checkpoint(), store=store, manifest_key=KEY)
+    assert sorted(store.list()) == sorted([KEY, first.key])
+
+
+def test_what_cannot_be_stored_is_no_fault_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("a tensor without storage")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(RuntimeError, match="without storage"):
+        write_checkpoint(tiny_trainer().checkpoint(), store=MemoryStore(), manifest_key=KEY)
+
+
+def test_what_killed_processes_left_of_their_checkpoints_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store, made = MemoryStore(), list[Path]()
+    upload = store.upload
+
+    def remember_and_upload(source: Path, key: str) -> None:
+        made.append(source.parent)
+        upload(source, key)
+
+    monkeypatch.setattr(store, "upload", remember_and_upload)
+    write_checkpoint(tiny_trainer().checkpoint(), store=store, manifest_key=KEY)
+    of_killed, of_others = made[0].with_name(f"{made[0].name}-2"), tmp_path / "others"
+    for folder in (made[0], of_killed, of_others):
+        folder.mkdir()
+        (folder / "state.pt").write_bytes(b"half a file")
+    for folder in (of_killed, of_others):
+        os.utime(folder, (time.time() - 2 * 86400,) * 2)
+    write_checkpoint(tiny_trainer().checkpoint(), store=store, manifest_key=KEY)
+    assert sorted(tmp_path.iterdir()) == sorted([made[0], of_others])  # the first is as new as one being written

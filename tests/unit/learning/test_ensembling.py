@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from automonai.learning.ensembling import (
     mean_dice,
     weight_vectors,
 )
+from automonai.learning.memory import peak_memory_bytes
 from automonai.spec import ExecutionSpec, TrainingSpec
 from automonai.storage.memory import MemoryStore
 
@@ -176,6 +178,16 @@ def test_test_cases_are_scored_and_the_worst_ones_drawn(data: StudyData) -> None
 
 
 @pytest.mark.usefixtures("read_keys")
+def test_its_peak_memory_is_not_that_of_an_earlier_run_of_the_process(data: StudyData) -> None:
+    of_another_run = np.ones(2**28, np.uint8)
+    of_both = peak_memory_bytes()
+    del of_another_run
+    result = run(data, BOTH)
+    assert result.peak_memory_bytes is not None
+    assert 0 < result.peak_memory_bytes < of_both - 2**27
+
+
+@pytest.mark.usefixtures("read_keys")
 def test_no_more_than_four_cases_are_drawn_and_those_are_the_worst(data: StudyData) -> None:
     split = Split(seed=0, test=IDS[:6], folds=(IDS[6:7], IDS[7:]))
     result = run(data.model_copy(update={"split": split}), BOTH)
@@ -278,6 +290,19 @@ def test_every_ratio_of_up_to_four_selections_is_listed_once(configurations: int
 def test_selection_keeps_the_best_of_its_path(scores: dict[tuple[int, ...], float], expected: tuple[int, ...]) -> None:
     table = {counts: scores.get(counts, 0.0) for counts in weight_vectors(2)}
     assert greedy_selection(table) == expected
+
+
+def test_the_dice_of_a_case_are_counted_in_the_memory_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensembling, "_COUNTED_VOXELS", 64 * 64)
+    prediction, label = np.random.default_rng(0).integers(0, 3, (2, 64, 64, 64)).astype(np.uint8)
+    prediction[prediction == 2], label[label == 2] = 0, 1
+    tracemalloc.start()
+    dice = ensembling._dice_row(prediction, label, range(1, 3))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    expected = 2 * (prediction * label).sum() / (prediction.sum(dtype=int) + label.sum(dtype=int))
+    assert dice == pytest.approx([expected, np.nan], nan_ok=True)
+    assert peak < label.nbytes
 
 
 def test_classes_that_a_case_lacks_do_not_count_in_its_mean() -> None:

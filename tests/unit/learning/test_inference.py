@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +19,9 @@ from automonai.errors import StopRequestedError
 from automonai.learning import inference
 from automonai.learning.inference import (
     BACKGROUND_LOGIT,
+    LogitSlab,
     WindowSettings,
+    even_slabs,
     logit_slabs,
     prediction_memory_bytes,
     scratch_array,
@@ -133,6 +140,22 @@ def test_slabs_follow_each_other_without_gap_or_repeat(length: int) -> None:
     assert [slab.start for slab in slabs] == [0, *(slab.stop for slab in slabs[:-1])]
     assert slabs[-1].stop == length
     assert all(slab.logits.shape[2] == slab.stop - slab.start for slab in slabs)
+
+
+@settings(max_examples=50, deadline=None)
+@given(thickness=st.lists(st.integers(1, 9), min_size=1, max_size=8), planes=st.integers(1, 12))
+def test_even_slabs_are_the_same_planes_in_slabs_of_one_thickness(thickness: list[int], planes: int) -> None:
+    whole = np.random.default_rng(0).normal(size=(2, 3, sum(thickness), 2, 2)).astype(np.float32)
+    stops = np.cumsum(thickness).tolist()
+    uneven = [
+        LogitSlab(stop - side, stop, whole[:, :, stop - side : stop])
+        for side, stop in zip(thickness, stops, strict=True)
+    ]
+    even = list(even_slabs(uneven, planes))
+    assert [slab.start for slab in even] == list(range(0, stops[-1], planes))
+    assert [slab.stop - slab.start for slab in even[:-1]] == [planes] * (len(even) - 1)
+    assert even[-1].stop == stops[-1]
+    np.testing.assert_array_equal(np.concatenate([slab.logits for slab in even], axis=2), whole)
 
 
 def test_windows_of_background_alone_are_not_predicted_and_are_background() -> None:
@@ -269,11 +292,67 @@ def test_prediction_leaves_gradients_switched_on_between_the_slabs() -> None:
 
 
 def test_memory_grows_with_the_cross_section_and_not_with_the_length() -> None:
-    small = prediction_memory_bytes((100, 50, 50), plan())
-    assert prediction_memory_bytes((1000, 50, 50), plan()) == small
-    assert prediction_memory_bytes((100, 100, 50), plan()) > small
-    # 3 classes and the weights over 8 planes of 50 x 50 float32, three times; the rest are activations.
-    assert small - 4 * 8 * 50 * 50 * 4 * 3 == 6 * 4 * (2 + 3 + 4 + 8) * 8 * 6 * 4 + 64 * 2**20
+    settings = WindowSettings(CPU, batch_windows=2)
+    small = prediction_memory_bytes((100, 50, 50), plan(), settings)
+    assert prediction_memory_bytes((1000, 50, 50), plan(), settings) == small
+    assert prediction_memory_bytes((100, 100, 50), plan(), settings) > small
+    # 3 classes and the weights over 8 planes of 50 x 50 float32, three times; the rest are activations of two windows.
+    assert small - 4 * 8 * 50 * 50 * 4 * 3 == 2 * 6 * 4 * (2 + 3 + 4 + 8) * 8 * 6 * 4 + 64 * 2**20
+
+
+def test_no_more_windows_count_than_there_are() -> None:
+    one, many = (WindowSettings(CPU, batch_windows=count) for count in (1, 1000))
+    assert prediction_memory_bytes((100, 6, 4), plan(), one) == prediction_memory_bytes((100, 6, 4), plan(), many)
+
+
+@pytest.mark.parametrize("networks", [1, 4])
+def test_the_sums_of_all_networks_share_their_weights(networks: int) -> None:
+    shape, settings = (30, 9, 11), WindowSettings(CPU)
+    sums = inference._Sums(networks, 3, inference._Grid.over(shape, plan(), 0.5), CPU)
+    held = sum(tensor.nbytes for tensor in (sums._logits, sums._weights))
+    of_weights = 8 * 9 * 11 * 4 * 3
+    others = prediction_memory_bytes(shape, plan(), settings, networks=0) - of_weights
+    assert held * 3 == prediction_memory_bytes(shape, plan(), settings, networks=networks) - others
+
+
+def test_what_the_machine_has_no_memory_for_is_refused_before_it_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, passes, refused = image((20, 6, 4)), list[bool](), list[str]()
+    needed = prediction_memory_bytes(raw.shape[1:], plan(), WindowSettings(CPU), networks=2)
+    monkeypatch.setattr(inference, "resident_bytes", lambda: 1000)
+    model = network()
+    model.register_forward_hook(lambda *_: passes.append(True))
+    for there in (needed + 1000, needed + 999):
+        monkeypatch.setattr(inference, "machine_bytes", lambda there=there: there)
+        slabs = logit_slabs(
+            [model, model],
+            raw,
+            plan=plan(),
+            statistics=[FACTS, FACTS],
+            settings=WindowSettings(CPU),
+        )
+        try:
+            next(slabs)
+        except MemoryError as error:
+            refused.append(str(error))
+    assert len(passes) == 2
+    assert refused == [
+        f"predicting 20 x 6 x 4 voxels takes up to {needed} bytes ({needed / 2**30:.2f} GiB) beside the 0.00 GiB of"
+        f" this process, and the machine has {there / 2**30:.2f} GiB"
+    ]
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_an_error_that_names_its_folder_and_size(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(inference, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match=r"No space left on device: .* 120 bytes .*TMPDIR") as caught:
+        scratch_array((5, 6), np.float32)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
 
 
 def test_large_arrays_are_backed_by_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

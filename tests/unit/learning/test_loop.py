@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from automonai.domain.run import CurvePoint
 from automonai.domain.tally import Tally
 from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
+from automonai.learning.batches import MakeBatch
 from automonai.learning.checkpoint import PlateauState, Progress
 from automonai.learning.loop import (
     LoopSettings,
@@ -21,7 +22,10 @@ from automonai.learning.loop import (
     learning_rate,
     train,
 )
+from automonai.learning.losses import Loss
 from automonai.learning.metering import UNMETERED, Meter
+from automonai.learning.network import build_network
+from automonai.learning.precision import Precision
 from automonai.learning.validation import Validation
 
 
@@ -40,8 +44,11 @@ class Clock:
 class Run:
     """A training that remembers what was asked of it."""
 
-    def __init__(self, trainer: Trainer, *, validation_seconds: float = 0.0) -> None:
+    def __init__(
+        self, trainer: Trainer, *, validation_seconds: float = 0.0, make_batch: MakeBatch = make_batch
+    ) -> None:
         self.trainer = trainer
+        self.make_batch = make_batch
         self.validation_seconds = validation_seconds
         self.stop = threading.Event()
         self.clock = Clock()
@@ -64,7 +71,7 @@ class Run:
         self.trainer.update = remembered  # type: ignore[method-assign]
         return train(
             self.trainer,
-            make_batch,
+            self.make_batch,
             settings=wanted,
             validate=self.validate,
             commit=lambda trainer: self.commits.append(trainer.progress.step),
@@ -123,6 +130,18 @@ def test_the_tally_tells_waiting_from_computing() -> None:
     assert first == Tally(steps=1, patches=1, seconds=1.0, data_wait_seconds=0.5, step_seconds=0.5)
     assert last == Tally(steps=4, patches=4, seconds=4.0, data_wait_seconds=2.0, step_seconds=2.0)
     assert last.patches_per_second == 1.0
+
+
+def test_the_tally_counts_the_patches_that_there_were() -> None:
+    def make_smaller_last_batch(step: int) -> tuple[Tensor, Tensor]:
+        image_BCXYZ, label_BXYZ = make_batch(step)
+        patches = 1 if step % 4 == 3 else 2
+        return image_BCXYZ.expand(patches, -1, -1, -1, -1), label_BXYZ.expand(patches, -1, -1, -1)
+
+    run = Run(tiny_trainer(), make_batch=make_smaller_last_batch)
+    run.trainer.plan = run.trainer.plan.model_copy(update={"batch_size": 2})
+    tally = run.go(epochs=2)
+    assert (tally.steps, tally.patches) == (8, 14)
 
 
 def test_the_tally_leaves_out_what_an_earlier_process_did() -> None:
@@ -225,6 +244,62 @@ def test_a_non_finite_gradient_leaves_the_weights_as_they_were() -> None:
         trainer.update(*make_batch(0), learning_rate=1e-2)
     after = list(trainer.network.parameters())
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def float16_trainer(loss_of: Loss) -> Trainer:
+    plan = tiny_plan()
+    return Trainer(
+        plan,
+        build_network(plan.network, slice_axis=2),
+        loss_of=loss_of,
+        precision=Precision(torch.device("cpu"), torch.float16),
+        progress=Progress(seed=0, steps_per_epoch=4),
+    )
+
+
+def infinite_gradient(logits: Tensor, label: Tensor) -> Tensor:
+    return (logits - logits.detach()).abs().sum().sqrt()
+
+
+def test_a_gradient_that_no_scale_of_float16_makes_finite_ends_the_run() -> None:
+    trainer = float16_trainer(infinite_gradient)
+    before = [weight.clone() for weight in trainer.network.parameters()]
+    for step in range(16):  # the scale begins at 2 to the 16th
+        trainer.update(*make_batch(step), learning_rate=1e-2)
+    with pytest.raises(NonFiniteLossError, match=r"the gradient became nan in step 17 "):
+        trainer.update(*make_batch(16), learning_rate=1e-2)
+    after = list(trainer.network.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_a_scale_of_float16_that_is_too_large_costs_a_step_and_no_run() -> None:
+    gradients = iter([infinite_gradient] * 3 + [lambda logits, label: logits.square().mean()] * 3)
+    trainer = float16_trainer(lambda logits, label: next(gradients)(logits, label))
+    before = [weight.clone() for weight in trainer.network.parameters()]
+    for step in range(6):
+        trainer.update(*make_batch(step), learning_rate=1e-2)
+    assert trainer.checkpoint().scaler["scale"] == 2.0**13
+    assert not all(torch.equal(old, new) for old, new in zip(before, list(trainer.network.parameters()), strict=True))
+
+
+def test_a_step_waits_once_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, waits = tiny_trainer(loss_of=lambda logits, label: logits.square().mean()), list[Tensor]()
+    trainer.update(*make_batch(0), learning_rate=1e-2)
+    counters = [id(state["step"]) for state in trainer._optimizer.state.values()]  # of AdamW, always on the CPU
+    item, tolist = Tensor.item, Tensor.tolist
+
+    def counted_item(tensor: Tensor) -> object:
+        waits.extend([] if id(tensor) in counters else [tensor])
+        return item(tensor)
+
+    def counted_list(tensor: Tensor) -> object:
+        waits.append(tensor)
+        return tolist(tensor)
+
+    monkeypatch.setattr(Tensor, "item", counted_item)
+    monkeypatch.setattr(Tensor, "tolist", counted_list)
+    trainer.update(*make_batch(1), learning_rate=1e-2)
+    assert len(waits) == 1
 
 
 def test_the_averages_window_follows_the_steps() -> None:

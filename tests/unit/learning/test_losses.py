@@ -53,6 +53,24 @@ def test_the_loss_is_monais(name: LossName, reference: torch.nn.Module) -> None:
     torch.testing.assert_close(ours, reference(logits, label[:, None].float()))
 
 
+@pytest.mark.parametrize("side", [16, 64])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_generalised_dice_of_a_large_structure_is_as_sudre_has_it(side: int, share: float) -> None:
+    label = torch.zeros(1, side, side, side, dtype=torch.uint8)
+    label[..., : int(side * share)] = 1
+    logits = torch.randn(1, 2, side, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = make_loss(LossName.GENERALISED_DICE)(logits, label)
+    probabilities = logits.detach().softmax(1).double()[0].flatten(1)
+    truth = one_hot(label.long(), 2).movedim(-1, 1).double()[0].flatten(1)
+    weight = 1 / truth.sum(1).clamp(min=1).square()
+    weight[truth.sum(1) == 0] = weight[0]  # of an absent class: the largest of the others
+    overlap, sizes = (probabilities * truth).sum(1), (probabilities + truth).sum(1)
+    assert found.item() == pytest.approx(1 - 2 * (weight @ overlap).item() / (weight @ sizes).item(), abs=1e-4)
+    found.backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 1e-2
+
+
 def test_top_k_takes_the_tenth_of_the_voxels_that_are_hardest() -> None:
     logits = torch.randn(1, 3, 10, 10, 10, generator=torch.Generator().manual_seed(0))
     label = torch.zeros(1, 10, 10, 10, dtype=torch.uint8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from automonai.domain.plan import NetworkPlan, Plan
 from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData
 from automonai.errors import DatasetError
 from automonai.imaging.reading import read_image
-from automonai.learning import predicting
+from automonai.learning import inference, predicting
+from automonai.learning.inference import WindowSettings, prediction_memory_bytes, scratch_array
 from automonai.learning.precision import Precision
 from automonai.learning.predicting import (
     LoadedMember,
@@ -235,6 +237,51 @@ def test_members_of_different_spacing_and_crop_are_mixed_on_the_images_grid(tmp_
     assert (whole[0].argmax(0) == whole[2].argmax(0)).mean() > 0.95
 
 
+@pytest.mark.parametrize("crop", list(Crop))
+@pytest.mark.parametrize("planes", [3, 16, 100])
+def test_members_of_one_configuration_give_their_slabs_as_they_are_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop: Crop, planes: int
+) -> None:
+    volume = read_image([Path(write(tmp_path / "head.nii.gz", ball()).images[0])])
+    members = [LoadedMember(plan(crop=crop), Threshold(low, 7.5)) for low in (4.5, 2.5)]
+    mixtures = np.array([[1, 0], [0.25, 0.75]])
+
+    def whole() -> np.ndarray:
+        slabs = list(probability_slabs(members, volume, case_id="head", mixtures=mixtures, precision=FLOAT32))
+        assert [start for start, _ in slabs] == [0, *np.cumsum([slab.shape[2] for _, slab in slabs])[:-1].tolist()]
+        return np.concatenate([slab for _, slab in slabs], axis=2)
+
+    with monkeypatch.context() as held:
+        held.setattr(predicting._Mixing, "can_stream", False)
+        expected = whole()
+    monkeypatch.setattr(predicting, "scratch_array", None)  # whoever called it would fail
+    monkeypatch.setattr(predicting, "_PLANES", planes)
+    np.testing.assert_allclose(whole(), expected, atol=1e-6)
+
+
+def test_a_preparation_holds_only_the_mixtures_that_it_has_a_part_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = read_image([Path(write(tmp_path / "head.nii.gz", ball()).images[0])])
+    members = [
+        LoadedMember(plan(crop=Crop.NONE), Threshold(4.5, 7.5)),
+        LoadedMember(plan(crop=Crop.NONZERO), Threshold(4.5, 7.5)),
+        LoadedMember(plan(spacing_mm=(1.0, 1.0, 1.0)), Threshold(4.5, 7.5)),
+    ]
+    held = list[int]()
+
+    def counted(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+        held.append(shape[0])
+        return scratch_array(shape, dtype)
+
+    monkeypatch.setattr(predicting, "scratch_array", counted)
+    mixtures = np.array([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0]])
+    slabs = list(probability_slabs(members, volume, case_id="head", mixtures=mixtures, precision=FLOAT32))
+    assert held == [2, 2]
+    whole = np.concatenate([probabilities for _, probabilities in slabs], axis=2)
+    np.testing.assert_allclose(whole.sum(axis=1), 1, atol=1e-5)
+
+
 def test_weights_decide_between_members(tmp_path: Path) -> None:
     volume = read_image([Path(write(tmp_path / "head.nii.gz", ball()).images[0])])
     members = [LoadedMember(plan(), Threshold(4.5, 7.5)), LoadedMember(plan(), Threshold(50, 50))]
@@ -256,6 +303,32 @@ def test_of_each_class_one_component_stays_and_nothing_is_added(seed: int) -> No
         assert ndimage.label(kept == index, structure=np.ones((3, 3, 3)))[1] == min(count, 1)
         if count:
             assert (kept == index).sum() == np.bincount(components.ravel())[1:].max()
+
+
+def test_the_largest_component_is_found_in_a_few_bytes_a_voxel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicting, "_COUNTED_VOXELS", 64)
+    label = np.zeros((64, 64, 64), np.uint8)
+    label[::9, ::9, ::9] = label[:, :20] = 1
+    tracemalloc.start()
+    kept = keep_largest_components(label, (1,))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept.sum() == 64 * 20 * 64
+    assert peak < 9 * label.nbytes  # the result, and what the docstring tells
+
+
+def test_an_image_that_the_machine_has_no_memory_for_is_named_with_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "machine_bytes", lambda: 2**30)
+    monkeypatch.setattr(inference, "resident_bytes", lambda: 2**30 - 2**26)
+    with pytest.raises(DatasetError) as caught:
+        predict([write(tmp_path / "head.nii.gz", ball())], tmp_path / "out")
+    [problem] = caught.value.problems
+    needed = prediction_memory_bytes((20, 14, 11), plan(), WindowSettings(FLOAT32.device))
+    assert problem.startswith("head: needs more memory than there is here: predicting 20 x 14 x 11 voxels takes up to")
+    assert f"{needed} bytes" in problem
+    assert "the machine has 1.00 GiB" in problem
 
 
 def test_cases_are_announced_as_their_label_maps_are_there(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automonai.errors import DatasetError, SpecError
+from automonai.imaging import reading
+from automonai.imaging.reading import Geometry, Volume
+from automonai.learning import scoring
 from automonai.learning.scoring import (
     LabelScores,
     case_scores,
@@ -213,12 +217,36 @@ def test_grids_that_differ_are_refused_by_file(folders: tuple[Path, Path]) -> No
     assert "b.nii.gz: does not lie on the grid" in caught.value.problems[1]
 
 
-@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
+def test_affines_that_rounding_gives_other_axes_are_scored_along_those_of_the_label(tmp_path: Path) -> None:
+    label = np.random.default_rng(0).integers(0, 2, (8, 7, 6)).astype(np.uint8)
+    for folder, apart in [("predictions", 1e-6), ("labels", -1e-6)]:  # from x and y at 45 degrees
+        cos, sin = np.cos(np.pi / 4 + apart), np.sin(np.pi / 4 + apart)
+        affine = np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        write(tmp_path / folder / "a.nii.gz", label, affine)
+    evaluation = evaluate_folders(tmp_path / "predictions", tmp_path / "labels")
+    assert evaluation.mean[1].dice == 1
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 2.0**31, -(2.0**31)])
 def test_values_that_are_no_label_are_refused(folders: tuple[Path, Path], value: float) -> None:
     predictions, labels = folders
     write(predictions / "a.nii.gz", np.full((8, 8, 8), value, np.float32))
     with pytest.raises(DatasetError, match="no whole number"):
         evaluate_folders(predictions, labels)
+
+
+def test_a_label_map_of_floats_is_read_in_the_memory_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_SLAB_VOXELS", 64 * 64)
+    voxels = np.ones((1, 64, 64, 64), np.float32)
+    voxels[0, 3, 2, 1] = 2**20
+    volume = Volume(voxels, (1.0, 1.0, 1.0), Geometry(np.eye(4), (64, 64, 64), ".nii.gz"))
+    tracemalloc.start()
+    label = scoring._label_values(Path("a.nii.gz"), volume)
+    held = scoring._held_values(label)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held.tolist() == [1, 2**20]
+    assert peak < 1.5 * label.nbytes
 
 
 @pytest.mark.parametrize("side", [0, 1])

@@ -3,17 +3,24 @@ from __future__ import annotations
 import dataclasses
 import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tinytraining import tiny_plan
 
-from automonai.domain.fingerprint import ChannelFacts
+from automonai.domain.configuration import Configuration, Crop, Normalisation
+from automonai.domain.dataset import Case, Dataset, Layout
+from automonai.domain.fingerprint import ChannelFacts, Triple
+from automonai.domain.plan import Plan
 from automonai.errors import StopRequestedError
-from automonai.imaging.preprocessing import Placement, PreparedCase
-from automonai.learning import inference, validation
+from automonai.imaging.nifti import write_nifti
+from automonai.imaging.preprocessing import Placement, PreparedCase, prepare_case
+from automonai.imaging.reading import read_image, read_label
+from automonai.learning import inference, scoring, validation
 from automonai.learning.precision import Precision
+from automonai.learning.predicting import LoadedMember, predict_label
 from automonai.learning.validation import Validation, class_dice, score_volume, validate, window_count
 
 SHAPE = (8, 8, 8)
@@ -183,6 +190,66 @@ def test_several_devices_give_the_scores_of_one_and_each_has_its_own_network(mon
     alone = scores([])
     assert (divided.loss, divided.dice) == (alone.loss, alone.dice)
     assert divided.dice[1] == pytest.approx(np.mean([2 * size / (size + 512) for size in (64, 8, 32, 16)]))
+
+
+class Threshold(torch.nn.Module):
+    """Says organ where the image is above 50; a soft edge, so that interpolation moves it."""
+
+    def forward(self, image_BCXYZ: torch.Tensor) -> torch.Tensor:
+        return torch.cat([50 - image_BCXYZ, image_BCXYZ - 50], 1) / 5
+
+
+def anisotropic(folder: Path) -> Dataset:
+    """Write a noisy ball of 2 x 1 x 4 mm voxels, in a corner of an empty volume."""
+    x, y, z = np.indices((26, 40, 12))
+    distance = np.sqrt((2 * x - 20) ** 2 + (y - 17) ** 2 + (4 * z - 18) ** 2)
+    noise = np.random.default_rng(0).normal(0, 12, distance.shape)
+    image = np.where(distance < 18, 110 - 5 * distance + noise, 0)
+    affine = np.diag([2.0, 1.0, 4.0, 1.0])
+    write_nifti(folder / "image.nii", image.astype(np.float32), affine)
+    write_nifti(folder / "label.nii", (distance < 11.4).astype(np.uint8), affine)
+    case = Case(id="ball", images=("image.nii",), label="label.nii")
+    labels = {0: "background", 1: "organ"}
+    return Dataset(name="d", root=str(folder), layout=Layout.MSD, channels=("MR",), labels=labels, cases=(case,))
+
+
+def resampling_plan(spacing_mm: Triple | None, crop: Crop) -> Plan:
+    configuration = Configuration(normalisation=Normalisation.NONE, crop=crop)
+    return tiny_plan().model_copy(update={"configuration": configuration, "spacing_mm": spacing_mm})
+
+
+@pytest.mark.parametrize("crop", Crop)
+@pytest.mark.parametrize("spacing_mm", [None, (3.0, 3.0, 3.0), (1.0, 1.0, 1.0), (4.0, 2.0, 2.0)])
+def test_dice_is_that_of_a_prediction_on_the_original_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spacing_mm: Triple | None, crop: Crop
+) -> None:
+    monkeypatch.setattr(validation, "_SLAB_VOXELS", 2000)
+    dataset, plan, network = anisotropic(tmp_path), resampling_plan(spacing_mm, crop), Threshold()
+    [case], precision = dataset.cases, Precision(CPU, torch.float32)
+    volume, label = read_image(dataset.image_paths(case)), read_label(dataset.label_path(case), [0, 1])
+    weights = np.ones((1, 1))
+    predicted = predict_label(
+        [LoadedMember(plan, network)], volume, case_id="ball", weights=weights, precision=precision
+    )
+    prepared = prepare_case(dataset, case, spacing_mm=spacing_mm, crop=crop, cache_folder=tmp_path / "cache")
+    scores = validate(network, [prepared], plan=plan, precision=precision, loss_of=mean_logit, stop=threading.Event())
+    assert scores.dice[1] == pytest.approx(scoring.dice(predicted == 1, label == 1), abs=1e-6)
+    assert 0.7 < scores.dice[1] < 0.99
+
+
+def test_scoring_on_the_original_grid_takes_the_memory_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_SLAB_VOXELS", 32 * 32)
+    box, prepared = (64, 32, 32), (128, 16, 32)
+    label = np.zeros(box, np.uint8)
+    placement = Placement(shape_voxels=box, box_start=(0, 0, 0), box_shape=box, prepared_shape=prepared)
+    case = dataclasses.replace(CASE, placement=placement, original_label=lambda: label)
+    logits_KXYZ = np.zeros((3, *prepared), np.float32)
+    tracemalloc.start()
+    counts_KK = validation._counts_on_original_grid(logits_KXYZ, case, check_stop=lambda: None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert counts_KK[0, 0] == counts_KK.sum() == label.size
+    assert peak < logits_KXYZ.nbytes / 8
 
 
 def test_windows_overlap_by_half() -> None:
