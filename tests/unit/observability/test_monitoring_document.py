@@ -4,26 +4,39 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-TEXT = (Path(__file__).parents[3] / "docs" / "monitoring.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+DOCS = Path(__file__).parents[3] / "docs"
 
 
-def test_there_is_a_configuration_for_one_machine_and_one_for_a_cluster_without_the_operator() -> None:
-    assert ["kubernetes_sd_configs" in snippet for snippet in SNIPPETS] == [False, True]
+def snippets(path: str) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", (DOCS / path).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def on_one_machine() -> dict[str, Any]:
+    (only,) = snippets("monitoring.md")
+    document: dict[str, Any] = yaml.safe_load(only)
+    return document
+
+
+def on_a_cluster_without_the_operator() -> dict[str, Any]:
+    """Return the job with the relabelling that stands below it."""
+    job, relabelling = (yaml.safe_load(snippet) for snippet in snippets("runbooks/README.md")[:2])
+    (scraped,) = job["scrape_configs"]
+    assert scraped["relabel_configs"] == []
+    scraped |= relabelling
+    assert scraped.pop("kubernetes_sd_configs")  # Debian's promtool was built without Kubernetes
+    scraped["static_configs"] = [{"targets": ["pod:9109"]}]
+    return {"scrape_configs": [scraped]}
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, a part of Prometheus")
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["machine", "cluster"])
-def test_prometheus_takes_the_configuration(snippet: str, tmp_path: Path) -> None:
-    document = yaml.safe_load(snippet)
-    for job in document["scrape_configs"]:
-        if job.pop("kubernetes_sd_configs", None):  # Debian's promtool was built without Kubernetes
-            job["static_configs"] = [{"targets": ["pod:9109"]}]
+@pytest.mark.parametrize("documented", [on_one_machine, on_a_cluster_without_the_operator])
+def test_prometheus_takes_the_configuration(documented: Any, tmp_path: Path) -> None:
     path = tmp_path / "prometheus.yml"
-    path.write_text(yaml.safe_dump(document))
+    path.write_text(yaml.safe_dump(documented()))
     answer = subprocess.run(["promtool", "check", "config", path], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
