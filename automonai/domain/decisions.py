@@ -15,9 +15,6 @@ HOPELESS = 50
 own."""
 LOST_RUNS = 5
 """So many runs in a row that the infrastructure lost for good are no fault of theirs."""
-RETRY_SECONDS = (0.0, 30.0, 120.0)
-"""How long a run that was lost waits before it is queued again, by how often it was: an eviction is over at once, a
-drive or network that is away is not."""
 OVERTIME = 1.25
 """A run's first steps may foretell so much more time than its search has left: they are few, and noisy."""
 
@@ -118,7 +115,7 @@ def next_action(study: Study, now: float) -> Action:
     if len(lost := study.lost_in_a_row) >= LOST_RUNS:
         return GiveUp(f"{len(lost)} runs in a row were lost for good; {lost[-1].run_id} was {lost[-1].message}")
     for record in study.runs.values():
-        if record.state is RunState.LOST and now >= _again_at(record.lost_at, record.strikes):
+        if record.state is RunState.LOST:
             return Queue(record.run, record.resume_from)
     match study.phase:
         case Phase.SEARCH:
@@ -126,7 +123,7 @@ def next_action(study: Study, now: float) -> Action:
         case Phase.REFIT:
             return _next_in_refit(study)
         case _:
-            return _next_in_ensemble(study, now)
+            return _next_in_ensemble(study)
 
 
 def needed_checkpoints(study: Study) -> set[str]:
@@ -173,13 +170,13 @@ def _next_in_search(study: Study, now: float) -> Action:
     is_endless = study.spec.search.sampler is not SamplerName.GRID
     if is_endless and (failed := study.failures_in_a_row) >= HOPELESS:
         which = "last" if study.incumbent else "first"
-        return Wait() if study.is_busy else EndSearch(f"the {which} {failed} runs all failed")
+        return Wait() if study.open_runs else EndSearch(f"the {which} {failed} runs all failed")
     for action in _candidates(study):
         why = _why_not(study, action, now)
         if not why:
             return action
         refused = refused or why
-    return Wait() if study.is_busy else EndSearch(refused or _natural_end(study))
+    return Wait() if study.open_runs else EndSearch(refused or _natural_end(study))
 
 
 def _candidates(study: Study) -> Iterator[Propose | Queue]:
@@ -235,7 +232,7 @@ def _next_in_refit(study: Study) -> Action:
     return Wait()
 
 
-def _next_in_ensemble(study: Study, now: float) -> Action:
+def _next_in_ensemble(study: Study) -> Action:
     if study.ensemble is not None:
         return EndStudy(succeeded=True, why="the ensemble is chosen")
     if study.ensemble_queued is not None:
@@ -246,15 +243,7 @@ def _next_in_ensemble(study: Study, now: float) -> Action:
     lost = study.ensemble_lost
     if lost is not None and study.ensemble_strikes > study.spec.execution.max_retries:
         return GiveUp(f"the choice of the ensemble was lost {study.ensemble_strikes} times, the last time: {lost.why}")
-    if lost is not None and now < _again_at(lost.at, study.ensemble_strikes):
-        return Wait()
     return ChooseEnsemble(candidates)
-
-
-def _again_at(lost_at: float | None, strikes: int) -> float:
-    """Return when what was lost is tried again."""
-    waits = RETRY_SECONDS[min(strikes, len(RETRY_SECONDS)) - 1] if strikes else 0.0
-    return (lost_at or 0.0) + waits
 
 
 def _bracket_seconds(study: Study, index: int) -> float:

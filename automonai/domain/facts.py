@@ -46,8 +46,6 @@ class RunRecord:
     """How often the infrastructure lost it."""
     strikes: int = 0
     """The losses that count against `execution.max_retries`: not those for want of room before it started."""
-    lost_at: float | None = None
-    """When it was lost last."""
     result: Result | None = None
 
 
@@ -215,5 +213,4 @@ class Facts:
             started_at=None,
             losses=known.losses + 1,
             strikes=strikes,
-            lost_at=event.at,
         )

@@ -53,11 +53,6 @@ class Study(Facts):
         return rung_budgets(budget.min_epochs, budget.max_epochs, budget.eta)
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a run is open, or is queued again soon."""
-        return any(not record.state.is_final for record in self.runs.values())
-
-    @property
     def failures_in_a_row(self) -> int:
         """Return how many runs have FAILED since the last one that completed."""
         count = 0

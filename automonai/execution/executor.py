@@ -48,6 +48,17 @@ def left_without_answer(exit_code: int, last_words: str = "") -> str:
     return f"{why}: {last_words}" if last_words else why
 
 
+LONGEST_PAUSE_SECONDS = 300.0
+
+
+def pause_before(attempt: int) -> float:
+    """Return how long a lost run's next attempt waits, in its slot: what took it away may last, as a drive's absence.
+
+    Nothing else gets the slot meanwhile, so that a search proposes the same whatever is lost.
+    """
+    return min(LONGEST_PAUSE_SECONDS, 5.0 * 4 ** (attempt - 1)) if attempt else 0.0
+
+
 class Executor(Protocol):
     """Runs requests elsewhere and says what became of them; nothing of it raises for a run's own failure."""
 
@@ -56,7 +67,10 @@ class Executor(Protocol):
         ...
 
     def submit(self, request: TrainRequest | EnsembleRequest) -> None:
-        """Start a request, once a slot is free; one whose run id is already running is adopted, not started twice."""
+        """Start a request, once a slot is free; one whose run id is already running is adopted, not started twice.
+
+        One that was lost before waits a while first, longer each time.
+        """
         ...
 
     def poll(self, timeout_seconds: float) -> list[Report]:

@@ -12,7 +12,7 @@ from automonai.errors import ClusterError
 from automonai.execution.cluster_api import CONFLICT, FORBIDDEN, ClusterApi
 from automonai.execution.cluster_objects import Job, Pod
 from automonai.execution.endings import Limits
-from automonai.execution.executor import Notice, Report
+from automonai.execution.executor import Notice, Report, pause_before
 from automonai.execution.jobs import (
     PART_OF,
     PART_OF_LABEL,
@@ -32,7 +32,6 @@ from automonai.storage.store import Store
 logger = logging.getLogger(__name__)
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
-LONGEST_PAUSE_SECONDS = 300.0
 TICK_SECONDS = 0.5
 """Creations that were put off and limits on waiting are looked at this often while nothing else happens."""
 
@@ -95,7 +94,8 @@ class KubernetesExecutor:
         name = job_name(self._study, request)
         now = self._clock()
         job = TrackedJob(request=request, name=name, since=now, tell=self._notices.append)
-        job.next_try_at = now + _pause_before(request.attempt)
+        # A node that refuses pods looks free, and would get the next attempt again.
+        job.next_try_at = now + pause_before(request.attempt)
         self._jobs[request.run_id] = job
         job.is_answered = self._store.exists(keys.answer(request.run_id))
         self._attend(job)
@@ -255,11 +255,6 @@ class KubernetesExecutor:
         except ClusterError as error:
             what = "Job %s could not be deleted and is left to the exit step and the janitor: %s"
             logger.warning(what, job.name, error, extra=job.ids)
-
-
-def _pause_before(attempt: int) -> float:
-    """Return how long a lost run's next attempt waits: a node that refuses pods looks free, and would get it again."""
-    return min(LONGEST_PAUSE_SECONDS, 5.0 * 4 ** (attempt - 1)) if attempt else 0.0
 
 
 def _is_passing(error: ClusterError) -> bool:

@@ -15,7 +15,7 @@ from typing import IO
 from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.domain.run import LossCause
 from automonai.errors import RunOutOfMemoryError
-from automonai.execution.executor import Notice, Report, left_without_answer
+from automonai.execution.executor import Notice, Report, left_without_answer, pause_before
 from automonai.execution.machine import memory_kills
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store, place_on_this_machine
@@ -36,6 +36,8 @@ class _Slot:
     process: subprocess.Popen[bytes] | None = None
     run_id: str | None = None
     log: IO[bytes] | None = field(default=None, repr=False)
+    begins_at: float | None = None
+    """When its run is handed to the worker; None: it was."""
     looked_at: float = 0.0
     """When its answer was last looked for."""
     kills_before: int = 0
@@ -83,18 +85,19 @@ class LocalExecutor:
         self._inherited_lock = inherited_lock
         self._metrics = metrics
         self._slots = [_Slot(number) for number in range(slots)]
-        self._waiting: list[str] = []
-        """Run ids beyond the slots: a study that is taken up with fewer of them has more open runs."""
+        self._waiting: list[tuple[str, int]] = []
+        """Run ids and attempts beyond the slots: a study that is taken up with fewer of them has more open runs."""
         self._notices: list[Notice] = []
 
     def free_slots(self) -> int:
         return max(0, sum(slot.run_id is None for slot in self._slots) - len(self._waiting))
 
     def submit(self, request: TrainRequest | EnsembleRequest) -> None:
-        if request.run_id in self._waiting or any(slot.run_id == request.run_id for slot in self._slots):
+        known = {slot.run_id for slot in self._slots} | {run_id for run_id, _ in self._waiting}
+        if request.run_id in known:
             return
         self._store.put(keys.request(request.run_id), request.model_dump_json().encode())
-        self._waiting.append(request.run_id)
+        self._waiting.append((request.run_id, request.attempt))
         self._fill_slots()
 
     def poll(self, timeout_seconds: float) -> list[Report]:
@@ -111,7 +114,7 @@ class LocalExecutor:
         return notices
 
     def cancel(self, run_id: str) -> None:
-        self._waiting = [waiting for waiting in self._waiting if waiting != run_id]
+        self._waiting = [waiting for waiting in self._waiting if waiting[0] != run_id]
         for slot in self._slots:
             if slot.run_id == run_id:
                 self._stop([slot])
@@ -124,13 +127,17 @@ class LocalExecutor:
         """Start what waits, as far as there are slots; what has its answer already only takes one until it is told."""
         for slot in self._slots:
             if slot.run_id is None and self._waiting:
-                slot.run_id = self._waiting.pop(0)
+                slot.run_id, attempt = self._waiting.pop(0)
                 if not self._store.exists(keys.answer(slot.run_id)):
-                    self._hand_over(slot, slot.run_id)
-                    self._notices.append(Notice(run_id=slot.run_id))
+                    # One loss may have been a kill, and is made up for at once.
+                    slot.begins_at = time.monotonic() + (pause_before(attempt) if attempt > 1 else 0.0)
+            if slot.run_id is not None and slot.begins_at is not None and time.monotonic() >= slot.begins_at:
+                slot.begins_at = None
+                self._hand_over(slot, slot.run_id)
+                self._notices.append(Notice(run_id=slot.run_id))
 
     def _report_of(self, slot: _Slot) -> Report | None:
-        if slot.run_id is None:
+        if slot.run_id is None or slot.begins_at is not None:
             return None
         ended = None if slot.process is None else slot.process.poll()
         if ended is None and time.monotonic() - slot.looked_at < self._look_seconds:
@@ -225,7 +232,7 @@ class LocalExecutor:
                 slot.process.wait()
         for slot in slots:
             _release(slot)
-            slot.run_id = slot.process = None
+            slot.run_id = slot.begins_at = slot.process = None
 
 
 def workers_folder(location: str | Path) -> Path:

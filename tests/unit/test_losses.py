@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 from studies import Bench, make_spec, train
 
-from automonai.domain.decisions import HOPELESS, LOST_RUNS, RETRY_SECONDS
-from automonai.domain.events import RunLost, RunQueued, SessionStarted, StudyStarted, TimePassed
+from automonai.domain.decisions import HOPELESS, LOST_RUNS
+from automonai.domain.events import SessionStarted, StudyStarted, TimePassed
 from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Purpose, Result, RunState
 from automonai.domain.study import Study
 from automonai.errors import LostTooOftenError
-from automonai.execution.executor import Report
+from automonai.execution.executor import Report, pause_before
 from automonai.spec import ExecutionSpec
 from automonai.storage.journal import Journal
 
@@ -24,21 +24,8 @@ def losing(bench: Bench, is_lost: Callable[[Asked], bool]) -> Study:
     return bench.run(executor=bench.executor(lose=lambda request: "away" if is_lost(request) else None))
 
 
-def times_of(bench: Bench, kind: type[RunLost | RunQueued], run_id: str) -> list[float]:
-    events = [event for event in Journal(bench.store).read() if isinstance(event, kind)]
-    return [e.at for e in events if (e.run_id if isinstance(e, RunLost) else e.run.id) == run_id]
-
-
 def test_a_run_that_is_lost_again_waits_longer_each_time() -> None:
-    bench = Bench(make_spec(iterations=1))
-    study = losing(bench, lambda request: isinstance(request, TrainRequest) and request.run.trial == 0)
-    run_id = next(iter(study.runs))
-    lost, queued = times_of(bench, RunLost, run_id), times_of(bench, RunQueued, run_id)[1:]
-    waited = [after - before for before, after in zip(lost, queued, strict=False)]
-    assert waited[0] == RETRY_SECONDS[0]
-    assert all(wait >= least for wait, least in zip(waited, RETRY_SECONDS, strict=True))
-    assert study.runs[run_id].result.reason is FailureReason.LOST
-    assert study.ended.succeeded
+    assert [pause_before(attempt) for attempt in (0, 1, 2, 3, 9)] == [0, 5, 20, 80, 300]
 
 
 def test_the_ensemble_is_tried_again_by_the_next_session_and_nothing_is_trained_twice() -> None:

@@ -7,6 +7,7 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import LossCause, Run
 from automonai.execution import local
+from automonai.execution.executor import Notice
 from automonai.execution.local import LocalExecutor
 
 ECHO = Path(__file__).parents[2] / "contract" / "echo_worker.py"
@@ -34,6 +35,23 @@ def test_a_run_that_is_handed_to_a_worker_that_leaves_for_its_leaked_memory_is_n
     executor.close()
     assert set(lost.values()) == {None}
     assert len(lost) == 2
+
+
+@pytest.mark.parametrize(("attempt", "waits"), [(0, False), (1, False), (2, True)])
+def test_a_run_that_was_lost_twice_waits_in_its_slot(
+    attempt: int, waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "pause_before", lambda attempt: 0.6)
+    executor = LocalExecutor(tmp_path, slots=1, threads=1, cache_folder=tmp_path, command=(sys.executable, str(ECHO)))
+    run = Run(trial=1, budget_epochs=1)
+    executor.submit(TrainRequest(run=run, configuration=Configuration(), seed=0, attempt=attempt))
+    assert executor.free_slots() == 0
+    executor.poll(0.3)
+    assert (executor.notices() == []) is waits
+    if waits:
+        assert [report.run_id for report in executor.poll(10.0)] == [run.id]
+        assert executor.notices() == [Notice(run_id=run.id)]
+    executor.close()
 
 
 @pytest.mark.parametrize(("kills", "cause"), [((3, 3), LossCause.CRASH), ((3, 4), LossCause.OUT_OF_MEMORY)])
