@@ -13,6 +13,8 @@ from automonai.spec import SamplerName
 HOPELESS = 50
 """So many failed runs in a row end the search: they cost no epochs, so a budget would not. A grid has an end of its
 own."""
+HOPELESS_LATER = 500
+"""The same once a run has completed: of a space in which little fits the memory many are refused in a row."""
 LOST_RUNS = 5
 """So many runs in a row that the infrastructure lost for good are no fault of theirs."""
 OVERTIME = 1.25
@@ -168,7 +170,7 @@ def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
 def _next_in_search(study: Study, now: float) -> Action:
     refused = ""
     is_endless = study.spec.search.sampler is not SamplerName.GRID
-    if is_endless and (failed := study.failures_in_a_row) >= HOPELESS:
+    if is_endless and (failed := study.failures_in_a_row) >= (HOPELESS_LATER if study.incumbent else HOPELESS):
         which = "last" if study.incumbent else "first"
         return Wait() if study.open_runs else EndSearch(f"the {which} {failed} runs all failed")
     for action in _candidates(study):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from studies import Bench, make_spec, train
 
-from automonai.domain.decisions import HOPELESS, LOST_RUNS
+from automonai.domain import decisions
+from automonai.domain.decisions import LOST_RUNS
 from automonai.domain.events import SessionStarted, StudyStarted, TimePassed
 from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Purpose, Result, RunState
@@ -50,7 +51,8 @@ def test_runs_that_are_all_lost_stop_the_controller_and_not_the_study() -> None:
     assert bench.run().ended.succeeded
 
 
-def test_a_search_whose_later_runs_all_fail_ends_and_the_best_is_refitted() -> None:
+def test_a_search_whose_later_runs_all_fail_ends_and_the_best_is_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "HOPELESS_LATER", 80)
     bench = Bench(make_spec(epochs=1000))
 
     def mostly_fail(request: TrainRequest) -> Result:
@@ -59,7 +61,7 @@ def test_a_search_whose_later_runs_all_fail_ends_and_the_best_is_refitted() -> N
         return Result(run_id=request.run_id, state=RunState.FAILED, reason=FailureReason.TOO_SLOW)
 
     study = bench.run(executor=bench.executor(train=mostly_fail))
-    assert study.search_ended.why == f"the last {HOPELESS} runs all failed"
+    assert study.search_ended.why == "the last 80 runs all failed"
     assert {run.trial for run in study.refit.runs} <= {0, 1}
     assert study.ended.succeeded
 
