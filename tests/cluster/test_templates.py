@@ -49,7 +49,7 @@ FAULTS = {
     "budget": ({"budget": "1x"}, "parameter budget '1x': write a time like 1h or 20m"),
     "sampler": ({"sampler": "bhob"}, "parameter sampler is 'bhob'; expected one of bohb"),
     "parallel-runs": ({"parallel-runs": "many"}, "parameter parallel-runs is 'many'; expected a whole number"),
-    "spec": ({"spec": "budget: {iterations: 2"}, "parameter spec is not valid YAML"),
+    "spec": ({"spec": "budget: {iterations: 2"}, "parameter spec is neither YAML nor JSON"),
     "space": ({"spec": "search: {space: {depht: 2}}"}, "there is no hyperparameter 'depht'"),
     "dataset": ({"dataset": "s3://automonai/datasets/none"}, "datasets/none: there is no dataset"),
     "cases": ({"dataset": FAULTY_DATASET}, "phantom_002: .*is no NIfTI image"),
