@@ -304,7 +304,10 @@ def test_a_second_controller_is_refused(bench: Bench) -> None:
     assert "controller pod-1 of workflow brain-abc" in str(refused[0])
 
 
-def test_without_a_network_to_show_the_exit_code_is_1_and_there_is_a_report(bench: Bench) -> None:
+def test_without_a_network_to_show_the_exit_code_is_1_and_there_is_a_report(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("automonai.execution.kubernetes.pause_before", lambda attempt: 0.0)
     bench.start()
     bench.cluster.on_job = lambda job: bench.cluster.end_pod(bench.cluster.start_pod(job), 137, "OOMKilled")
     assert bench.search() == 1
