@@ -22,10 +22,10 @@ from automonai.domain.study import Study
 from automonai.errors import DatasetError, ObjectNotFoundError, SpecError, StudyNotFoundError
 from automonai.execution.local import LocalExecutor, workers_folder
 from automonai.execution.lock import locked
-from automonai.execution.machine import detect_machine, detect_processor, refuse_unusable
+from automonai.execution.machine import detect_machine, refuse_unusable
 from automonai.monitoring import monitored
 from automonai.observability.logs import log_context
-from automonai.preparing import CACHE_FOLDER, cache_folder_of, dataset_here
+from automonai.preparing import CACHE_FOLDER, cache_folder_of, check_folder, dataset_here
 from automonai.report import Summary, summarise, write_report
 from automonai.search import make_sampler
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, load_spec, parse_limit, parse_spec
@@ -82,15 +82,7 @@ def check(dataset: str | Path, *, on_case: Callable[[int, int], None] | None = N
     Raises:
         DatasetError: With every fault of every case.
     """
-    from automonai.imaging.checking import check_dataset
-
-    machine = detect_processor()
-    return check_dataset(
-        dataset_here(dataset, user_cache_folder()),
-        readers=machine.cores,
-        memory_bytes=machine.memory_per_run(1, on_gpu=False),
-        progress=on_case,
-    )
+    return check_folder(dataset_here(dataset, user_cache_folder()), on_case=on_case)
 
 
 def push_data(folder: str | Path, location: str, *, on_file: Callable[[str, int, int], None] | None = None) -> Push:
@@ -107,7 +99,7 @@ def push_data(folder: str | Path, location: str, *, on_file: Callable[[str, int,
     from automonai.imaging.layouts import find_dataset
 
     dataset = find_dataset(Path(folder))
-    needed = [path for case in dataset.cases for path in (*dataset.image_paths(case), dataset.label_path(case))]
+    needed = [path for case in dataset.cases for path in dataset.case_paths(case)]
     missing = [f"{path}: dataset.json names it, but it is not there" for path in needed if not path.is_file()]
     if missing:
         raise DatasetError(missing)

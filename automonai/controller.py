@@ -150,9 +150,7 @@ def _note_quiet_time(controller: Controller) -> None:
     """Write down that time has passed if nothing else told so; no news for those who look on."""
     now = controller.clock()
     if now - controller.study.last_event_at >= QUIET_SECONDS and not controller.study.is_over:
-        passed = TimePassed(at=now)
-        controller.journal.append(passed)
-        controller.study.apply(passed)
+        _write_down(controller, TimePassed(at=now))
 
 
 def _turn(controller: Controller) -> None:
@@ -357,6 +355,13 @@ def _runs_with_checkpoints(store: Store) -> set[str]:
 
 
 def _record(controller: Controller, event: Event) -> None:
+    """Write an event down, then let it count and tell those who look on."""
+    _write_down(controller, event)
+    controller.watch.on_event(event, controller.study)
+    logger.debug("recorded %s", event.kind)
+
+
+def _write_down(controller: Controller, event: Event) -> None:
     """Write an event down, then let it count; one that comes while another controller may write has to wait."""
     while not controller.may_write():
         if controller.should_stop():
@@ -364,5 +369,3 @@ def _record(controller: Controller, event: Event) -> None:
         time.sleep(POLL_SECONDS)
     controller.journal.append(event)
     controller.study.apply(event)
-    controller.watch.on_event(event, controller.study)
-    logger.debug("recorded %s", event.kind)

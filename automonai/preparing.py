@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from automonai.domain.request import StudyData
 from automonai.errors import ObjectNotFoundError, SpecError
@@ -10,6 +12,9 @@ from automonai.execution.machine import detect_processor
 from automonai.spec import ExecutionSpec, SplitSpec, TrainingSpec
 from automonai.storage.datasets import fetch_dataset, pinned
 from automonai.storage.opening import is_remote, open_store, user_cache_folder
+
+if TYPE_CHECKING:
+    from automonai.imaging.checking import CheckedDataset
 
 CACHE_FOLDER = ".cache"
 """Beside the studies of a folder; preprocessed cases are shared by all of them."""
@@ -25,13 +30,11 @@ def prepare_data(
 ) -> StudyData:
     """Check, divide and measure a dataset; the fingerprint sees no test case."""
     from automonai.domain.splitting import make_split, parse_split
-    from automonai.imaging.checking import check_dataset
     from automonai.imaging.fingerprinting import fingerprint
 
     own_split = None if split.file is None else _content(split.file)  # before the check, which reads every voxel
     folder = dataset_here(dataset, cache_folder)
-    machine = detect_processor()
-    checked = check_dataset(folder, readers=machine.cores, memory_bytes=machine.memory_per_run(1, on_gpu=False))
+    checked = check_folder(folder)
     ids = [case.id for case in checked.dataset.cases]
     if own_split is not None:
         division = parse_split(own_split, ids, where=f"{split.file}")
@@ -45,6 +48,19 @@ def prepare_data(
         training=training,
         execution=execution or ExecutionSpec(),
     )
+
+
+def check_folder(folder: Path, *, on_case: Callable[[int, int], None] | None = None) -> CheckedDataset:
+    """Check a dataset on this machine with as many readers as its cores and memory allow.
+
+    Raises:
+        DatasetError: With every fault of every case.
+    """
+    from automonai.imaging.checking import check_dataset
+
+    machine = detect_processor()
+    memory_bytes = machine.memory_per_run(1, on_gpu=False)
+    return check_dataset(folder, readers=machine.cores, memory_bytes=memory_bytes, progress=on_case)
 
 
 def dataset_here(dataset: str | Path, cache_folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from time import time
@@ -78,7 +79,7 @@ def _prepared(spec: StudySpec, store: Store) -> StudyData:
         UserError: If the dataset or its division are faulty, or there are runs, whose results the study would take for
             its own.
     """
-    other = next((key for key in (*store.list(keys.RUNS), *store.list(keys.ENSEMBLE))), None)
+    other = next(chain(store.list(keys.RUNS), store.list(keys.ENSEMBLE)), None)
     if other is not None:
         raise SpecError(
             f"study {spec.name}: {join_location(spec.store, spec.name)} has no journal, but holds {other} of a single"
@@ -157,7 +158,7 @@ def refuse_missing_files(dataset: Dataset) -> None:
     """
     if is_remote(dataset.root):
         return
-    paths = [path for case in dataset.cases for path in (*dataset.image_paths(case), dataset.label_path(case))]
+    paths = [path for case in dataset.cases for path in dataset.case_paths(case)]
     missing = [f"{path}: was there when the study was started, and is not now" for path in paths if not path.is_file()]
     if missing:
         raise DatasetError(missing)

@@ -210,7 +210,7 @@ def summary_lines(summary: Summary, *, location: str) -> list[str]:
 
 def _of_equals(summary: Summary, winner: Winner) -> list[str]:
     """Return why the winner is not the best that the search shows, where that is so."""
-    best = next((trial for trial in summary.trials if trial.rank == 1), None)
+    best = summary.best_trial
     if best is None or best.trial == winner.trial:
         return []
     if not is_alike(best, winner):

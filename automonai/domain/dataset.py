@@ -67,6 +67,14 @@ class Dataset(Record):
             raise ValueError(f"case {case.id} has no label")
         return Path(self.root) / case.label
 
+    def case_paths(self, case: Case) -> tuple[Path, ...]:
+        """Return where all files of a case lie, its label last.
+
+        Raises:
+            ValueError: If the case has no label.
+        """
+        return (*self.image_paths(case), self.label_path(case))
+
 
 class Split(Record):
     """Which cases test, and which are held out by each fold; written once, with its seed."""

@@ -199,12 +199,12 @@ class Facts:
         self.notes.append((event.at, f"{event.run_id} was lost: {event.why}"))
         if event.run_id == ENSEMBLE_RUN_ID:
             self.ensemble_losses += 1
-            self.ensemble_strikes += self.ensemble_started_at is not None or not event.cause.is_want_of_room
+            self.ensemble_strikes += _is_strike(event.cause, self.ensemble_started_at)
             self.ensemble_queued = self.ensemble_started_at = None
             self.ensemble_lost = event
             return
         known = self.runs[event.run_id]
-        strikes = known.strikes + (known.started_at is not None or not event.cause.is_want_of_room)
+        strikes = known.strikes + _is_strike(event.cause, known.started_at)
         if known.started_at is not None:
             self.lost_seconds += max(0.0, event.at - known.started_at)
         self.runs[event.run_id] = replace(
@@ -214,3 +214,8 @@ class Facts:
             losses=known.losses + 1,
             strikes=strikes,
         )
+
+
+def _is_strike(cause: LossCause, started_at: float | None) -> bool:
+    """Whether a loss counts against `execution.max_retries`: waiting for room does not."""
+    return started_at is not None or not cause.is_want_of_room

@@ -164,7 +164,7 @@ def _check_cases(dataset: Dataset, readers: int, room: _Room) -> Iterator[_Findi
 
 
 def _are_small(dataset: Dataset) -> bool:
-    paths = [path for case in dataset.cases for path in (*dataset.image_paths(case), dataset.label_path(case))]
+    paths = [path for case in dataset.cases for path in dataset.case_paths(case)]
     return sum(_file_bytes(path) for path in paths) < _SMALL_CASE_BYTES * len(dataset.cases)
 
 
@@ -177,7 +177,7 @@ def _file_bytes(path: Path) -> int:
 
 def _needed_bytes(dataset: Dataset, case: Case) -> int | None:
     """Return what the check of a case takes by its headers; None where these do not say."""
-    sizes = [kept_bytes(path) for path in (*dataset.image_paths(case), dataset.label_path(case))]
+    sizes = [kept_bytes(path) for path in dataset.case_paths(case)]
     return None if None in sizes else _CHECK_BYTES + _CHECK_TIMES * sum(size or 0 for size in sizes)
 
 
@@ -244,7 +244,7 @@ def _facts(dataset: Dataset, case: Case, image: Volume, indices: NDArray[np.uint
     values = sorted(dataset.labels)
     return CaseFacts(
         id=case.id,
-        digest=content_digest([*dataset.image_paths(case), dataset.label_path(case)]),
+        digest=content_digest(dataset.case_paths(case)),
         shape_voxels=(x, y, z),
         spacing_mm=image.spacing_mm,
         box_start=measures.box_start,

@@ -278,7 +278,7 @@ def _origin(winner: Winner) -> str:
 
 def _of_equals(summary: Summary, winner: Winner) -> str:
     """Return why the winner is not the one with the best score, where that is so."""
-    first = next((trial for trial in summary.trials if trial.rank == 1), None)
+    first = summary.best_trial
     if first is None or first.trial == winner.trial or first.dice is None:
         return ""
     text = f"The best score of the search is that of trial {first.trial}, {first.dice:.3f}."
@@ -293,10 +293,10 @@ def _of_equals(summary: Summary, winner: Winner) -> str:
 def _beside_the_standard(summary: Summary, winner: Winner) -> str:
     """Return whether the search has found anything better than what it began with."""
     known = sum(trial.rank is not None for trial in summary.trials)
-    if known < 2:
+    first = summary.best_trial
+    if first is None or known < 2:
         return ""
     if winner.origin is Origin.STANDARD:
-        first = next(trial for trial in summary.trials if trial.rank == 1)
         if first.trial != winner.trial and not is_alike(first, winner):
             return "It is the standard configuration: in the end the search has found nothing better."
         better = "better" if first.trial == winner.trial else "clearly better"

@@ -328,3 +328,8 @@ class Summary(Record):
     """Names of what the runs ran on."""
     notes: tuple[Note, ...]
     """In the order of time."""
+
+    @property
+    def best_trial(self) -> TrialSummary | None:
+        """Return the trial of the best score in the search; None before a run has completed."""
+        return self.trials[0] if self.trials and self.trials[0].rank is not None else None

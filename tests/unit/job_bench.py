@@ -15,6 +15,7 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Result, Run, RunState
 from automonai.execution.executor import Notice, Report
+from automonai.execution.fake import VirtualClock
 from automonai.execution.jobs import JobTemplate, StudyHandle, WorkflowOwner
 from automonai.execution.kubernetes import KubernetesExecutor
 from automonai.storage import keys
@@ -30,18 +31,10 @@ def request(trial: int = 1, attempt: int = 0) -> TrainRequest:
 
 
 @dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
 class Bench:
     cluster: FakeCluster
     store: MemoryStore
-    clock: Clock
+    clock: VirtualClock
     made: list[KubernetesExecutor]
 
     def executor(self, slots: int = 2) -> KubernetesExecutor:

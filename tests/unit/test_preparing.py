@@ -27,8 +27,7 @@ def test_a_dataset_is_checked_with_all_cores_and_within_the_memory(
         raise DatasetError(["enough"])
 
     monkeypatch.setattr(checking, "check_dataset", check_dataset)
-    for module in (api, preparing):
-        monkeypatch.setattr(module, "detect_processor", lambda: Machine(cores=3, memory_bytes=1000))
+    monkeypatch.setattr(preparing, "detect_processor", lambda: Machine(cores=3, memory_bytes=1000))
     with pytest.raises(DatasetError, match="enough"):
         read_all(tmp_path)
     assert (asked["readers"], asked["memory_bytes"]) == (3, 800)

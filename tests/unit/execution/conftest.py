@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from automonai.execution.fake import VirtualClock
 from automonai.storage.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     from fake_cluster import FakeCluster
-    from job_bench import Bench, Clock
+    from job_bench import Bench
 
     cluster = FakeCluster()
     cluster.start()
-    bench = Bench(cluster, MemoryStore(), Clock(), [])
+    bench = Bench(cluster, MemoryStore(), VirtualClock(), [])
     yield bench
     for executor in bench.made:
         executor.close()
