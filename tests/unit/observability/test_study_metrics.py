@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -21,12 +22,14 @@ from automonai.domain.events import (
     RunQueued,
     RunStarted,
     SessionStarted,
+    StudyEnded,
     StudyStarted,
     TrialProposed,
 )
 from automonai.domain.request import EnsembleResult, TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Origin, Purpose, Result, Run, RunState, Trial
 from automonai.domain.study import Study
+from automonai.errors import LostTooOftenError
 from automonai.observability.exposition import Labelled
 from automonai.observability.storage_metrics import OPERATIONS, REQUEST_SECONDS, REQUESTS, TRANSFERRED_BYTES
 from automonai.observability.study_metrics import PROPOSE_SECONDS, STUDY_METRICS, StudyMetrics, study_families
@@ -239,11 +242,15 @@ def fast(request: TrainRequest) -> Result:
 
 
 def whole_study(*, losses: float = 0.0, seed: int = 0) -> list[Event]:
-    """Return the events of a study that ran to its end, some of its runs lost on the way."""
+    """Return the events of a study that ran to its end, some of its runs lost on the way.
+
+    Where so much is lost that the controller gives up, the study is taken up again, as its user would.
+    """
     bench, draw = Bench(make_spec(parallel=2, iterations=2)), random.Random(seed)
-    executor = bench.executor(train=fast, lose=lambda request: "gone" if draw.random() < losses else None)
-    bench.run(executor)
-    return Journal(bench.store).read()
+    while not (events := Journal(bench.store).read()) or not isinstance(events[-1], StudyEnded):
+        with suppress(LostTooOftenError):
+            bench.run(bench.executor(train=fast, lose=lambda request: "gone" if draw.random() < losses else None))
+    return events
 
 
 Series = tuple[str, frozenset[tuple[str, str]]]
