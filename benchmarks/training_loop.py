@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -48,6 +48,7 @@ from automonai.imaging.phantom import write_phantom
 from automonai.imaging.preprocessing import PreparedCase, normalise, prepare_case
 from automonai.learning.batches import batch_source, read_ahead, readers_beside
 from automonai.learning.checkpoint import Progress
+from automonai.learning.forward import choose_forward
 from automonai.learning.loop import Trainer
 from automonai.learning.losses import make_loss
 from automonai.learning.network import build_network, place
@@ -62,6 +63,7 @@ def main() -> None:
     """Measure everything and write the table."""
     options = _options()
     torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(options.dataset) if options.dataset else Path(folder) / "phantom"
@@ -118,7 +120,7 @@ def _row(checked: CheckedDataset, name: str, convolution: Convolution, cache: Pa
         rates["plain"].append(_rate(_trainer(still), _ours(still, cases), options.seconds))
         rates["augmented"].append(_rate(_trainer(plan), _ours(plan, cases), options.seconds))
         loader = _monai_batches(plan, cases, options.workers)
-        rates["monai"].append(_rate(_trainer(plan, _monai_network), loader, options.seconds))
+        rates["monai"].append(_rate(_plain_trainer(plan, _monai_network(plan)), loader, options.seconds))
     ratios = [
         _ratio(rates["plain"], rates["resident"]),
         _ratio(rates["augmented"], rates["resident"]),
@@ -176,15 +178,26 @@ class _Slices(nn.Module):
         return logits.movedim(1, 2 + self.axis)
 
 
-def _trainer(plan: Plan, make_network: Callable[[Plan], nn.Module] = _our_network) -> Trainer:
-    torch.manual_seed(0)
+def _trainer(plan: Plan) -> Trainer:
+    trainer = _plain_trainer(plan, _our_network(plan))
+    trainer.forward = choose_forward(
+        trainer.network,
+        plan,
+        precision=trainer.precision,
+        devices=[trainer.precision.device],
+        compile=False,
+        batch_sizes=[plan.batch_size],
+    )
+    return trainer
+
+
+def _plain_trainer(plan: Plan, network: nn.Module) -> Trainer:
     device = choose_device(ExecutionSpec())
-    precision = Precision(device, choose_precision(ExecutionSpec(), device))
     return Trainer(
         plan,
-        place(make_network(plan), device),
+        place(network, device),
         loss_of=make_loss(plan.configuration.loss),
-        precision=precision,
+        precision=Precision(device, choose_precision(ExecutionSpec(), device)),
         progress=Progress(seed=0, steps_per_epoch=1),
     )
 

@@ -179,18 +179,25 @@ def _resampled(
 
 
 def _sampling_grid(warp: _Warp, patch: IntTriple, shape: tuple[int, ...] | torch.Size, device: torch.device) -> Tensor:
-    """Return grid_1XYZ3 as grid_sample wants it: -1 to 1 from the first voxel to the last, z first."""
-    scale = torch.tensor([2 / max(1, side - 1) for side in shape], device=device)
-    matrix = torch.tensor(warp.matrix_33, dtype=torch.float32, device=device) * scale[:, None]
-    x, y, z = (torch.arange(side, dtype=torch.float32, device=device) - (side - 1) / 2 for side in patch)
+    """Return grid_1XYZ3 as grid_sample wants it: -1 to 1 from the first voxel to the last, z first.
+
+    What depends on one axis or two is computed here and brought to the device at once: a GPU takes longer to be told of
+    a small computation than for it.
+    """
+    scale = np.array([2 / max(1, side - 1) for side in shape], np.float32)
+    matrix = warp.matrix_33.astype(np.float32) * scale[:, None]
+    x, y, z = (np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2) for side in patch)
+    along_x = matrix[:, :1] * x
+    across = (matrix[:, 1:2] * y)[:, :, None] + (matrix[:, 2:] * z)[:, None, :]
+    parts = torch.from_numpy(np.concatenate([along_x, across.reshape(3, -1)], axis=1)).to(device)
     grid = torch.empty((1, *patch, 3), device=device)
     bend = _displacements(warp, patch, device)
     for axis in range(3):
-        row = matrix[axis]
         target = grid[0, ..., 2 - axis]
-        torch.add((x * row[0])[:, None, None], (y * row[1])[None, :, None] + (z * row[2]), out=target)
+        along, plane = parts[axis].split([len(x), len(y) * len(z)])
+        torch.add(along[:, None, None], plane.view(len(y), len(z)), out=target)
         if bend is not None:
-            target.add_(bend[axis] * scale[axis])
+            target.add_(bend[axis] * float(scale[axis]))
     return grid
 
 

@@ -92,6 +92,11 @@ class PatchReader:
         label_XYZ[target] = case.label[source]
 
 
+def batch_sizes(cases: int, plan: Plan) -> set[int]:
+    """Return the sizes of the batches of an epoch of so many cases."""
+    return {min(cases, plan.batch_size), cases % plan.batch_size} - {0}
+
+
 def patch_start(
     case: PreparedCase, patch: IntTriple, generator: np.random.Generator, foreground_share: float
 ) -> IntTriple:

@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean, median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from automonai.domain.tally import Tally
 from automonai.errors import NonFiniteLossError, StopRequestedError, TooSlowError
 from automonai.learning.batches import MakeBatch, read_ahead, readers_beside
 from automonai.learning.checkpoint import Checkpoint, PlateauState, Progress, cpu_state
+from automonai.learning.forward import Forward
 from automonai.learning.losses import Loss
 from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.precision import Precision
@@ -81,7 +83,7 @@ class Trainer:
         """
         self.plan = plan
         self.network = network
-        self.forward: Callable[[Tensor], Tensor] = network
+        self.forward: Forward = network
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.loss_of = loss_of
         self.precision = precision
@@ -92,6 +94,7 @@ class Trainer:
             self._parameters,
             lr=plan.configuration.learning_rate,
             weight_decay=plan.configuration.weight_decay,
+            fused=True if precision.device.type == "cuda" else None,
         )
         self._scaler = precision.scaler()
 
@@ -137,7 +140,7 @@ class Trainer:
         """Go on from a checkpoint, bit for bit; `progress` says where this run stands in it."""
         self.network.load_state_dict(checkpoint.network)
         self.average.load_state_dict(checkpoint.average)
-        self._optimizer.load_state_dict(checkpoint.optimizer)
+        self._optimizer.load_state_dict(_of_this_device(checkpoint.optimizer, self._optimizer))
         if checkpoint.scaler:
             self._scaler.load_state_dict(checkpoint.scaler)
         self.progress = progress
@@ -222,6 +225,12 @@ def train(
             if _ends_epoch(trainer.progress, pace.total_steps):
                 _end_epoch(trainer, pace, validate=validate, commit=commit, meter=meter)
     return pace.tally
+
+
+def _of_this_device(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimiser's saved state, to be computed with here as `optimizer` does, whatever it was saved on."""
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return {**state, "param_groups": [{**saved, "fused": own["fused"]} for saved, own in groups]}
 
 
 def learning_rate(plan: Plan, progress: Progress, total_steps: int | None) -> float:

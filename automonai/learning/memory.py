@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -99,6 +100,7 @@ def _started_gpus() -> range:
 def release_gpu_memory() -> None:
     """Give back what the allocator holds but no tensor needs: while this process waits, another may use that GPU."""
     if torch.cuda.is_initialized():
+        gc.collect()  # torch's recordings of networks refer to themselves
         torch.cuda.empty_cache()
 
 

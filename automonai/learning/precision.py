@@ -31,9 +31,14 @@ class Precision:
         """Return the size of one stored activation."""
         return self.dtype.itemsize
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """Return the context in which the network's forward pass runs."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self, *, keeps_casts: bool = True) -> AbstractContextManager[None]:
+        """Return the context in which the network's forward pass runs.
+
+        Args:
+            keeps_casts: Of the weights to `dtype`, until the context is left.
+        """
+        is_lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=is_lower, cache_enabled=keeps_casts)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Return what scales the loss so that float16 gradients do not vanish; it does nothing for other types."""

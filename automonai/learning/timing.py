@@ -8,9 +8,12 @@ from statistics import median
 import torch
 
 from automonai.domain.plan import Plan
+from automonai.learning.checkpoint import Progress
+from automonai.learning.forward import choose_forward
+from automonai.learning.loop import Trainer
 from automonai.learning.losses import make_loss
 from automonai.learning.network import build_network, place
-from automonai.learning.precision import choose_device, choose_precision
+from automonai.learning.precision import Precision, choose_device, choose_precision
 from automonai.spec import ExecutionSpec
 
 WARM_UP_STEPS = 2
@@ -28,23 +31,29 @@ def seconds_per_step(plan: Plan, *, execution: ExecutionSpec, threads: int) -> f
     """
     torch.set_num_threads(threads)
     device = choose_device(execution)
-    dtype = choose_precision(execution, device)
-    network = place(build_network(plan.network, slice_axis=plan.slice_axis), device)
-    loss_of = make_loss(plan.configuration.loss)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=plan.configuration.learning_rate)
+    precision = Precision(device, choose_precision(execution, device))
+    trainer = Trainer(
+        plan,
+        place(build_network(plan.network, slice_axis=plan.slice_axis), device),
+        loss_of=make_loss(plan.configuration.loss),
+        precision=precision,
+        progress=Progress(seed=0, steps_per_epoch=1),
+    )
+    trainer.forward = choose_forward(
+        trainer.network,
+        plan,
+        precision=precision,
+        devices=[device],
+        compile=execution.compile,
+        batch_sizes=[plan.batch_size],
+    )
     shape = (plan.batch_size, plan.network.in_channels, *plan.patch_voxels)
     image_BCXYZ = torch.randn(shape, device=device)
     label_BXYZ = torch.randint(plan.network.out_channels, (shape[0], *plan.patch_voxels), device=device)
 
     def step() -> float:
         start = time.perf_counter()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits_BKXYZ = network(image_BCXYZ)
-        loss = loss_of(logits_BKXYZ.float(), label_BXYZ)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()  # waits for the device
+        trainer.update(image_BCXYZ, label_BXYZ, learning_rate=plan.configuration.learning_rate)
         return time.perf_counter() - start
 
     began = time.perf_counter()

@@ -28,18 +28,18 @@ from automonai.errors import (
     described,
 )
 from automonai.imaging.augmentation import Augmentation
-from automonai.imaging.patches import PatchReader
+from automonai.imaging.patches import PatchReader, batch_sizes
 from automonai.imaging.preprocessing import PreparedCase, prepare_case
 from automonai.learning.batches import batch_source
 from automonai.learning.checkpoint import Progress, read_checkpoint, write_checkpoint
 from automonai.learning.faults import is_out_of_memory
+from automonai.learning.forward import choose_forward
 from automonai.learning.loop import LoopSettings, Trainer, train
 from automonai.learning.losses import make_loss
 from automonai.learning.memory import allow_many_files, peak_memory_bytes, reset_peak_memory
 from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.network import build_network, place
 from automonai.learning.precision import Precision, choose_devices, choose_precision, keep_freed_memory
-from automonai.learning.shared_batch import SharedForward
 from automonai.learning.validation import Validation, validate, window_count
 from automonai.storage import keys
 from automonai.storage.store import Store
@@ -97,12 +97,10 @@ def train_run(
     _refuse_what_does_not_fit(request, planned_memory_bytes)
     cases = _prepare(request, data, plan, cache_folder, stop)
     trainer = _start(request, plan, precision, len(cases.training), store=store, cache_folder=cache_folder)
-    if len(devices) > 1:
-        _tell_of_sharing(len(devices), plan.batch_size)
-        trainer.forward = SharedForward(trainer.network, devices)
-    elif data.execution.compile:
-        torch.compiler.reset()  # a process has room for a few networks; the next ones would not be compiled
-        trainer.forward = torch.compile(trainer.network)
+    sizes = batch_sizes(len(cases.training), plan)
+    trainer.forward = choose_forward(
+        trainer.network, plan, precision=precision, devices=devices, compile=data.execution.compile, batch_sizes=sizes
+    )
     scorer = _Scorer(cases.validation, plan, precision, devices=devices, stop=stop)
     tally = _train(request, data, trainer, cases, scorer, store=store, stop=stop, meter=meter)
     return _result(
@@ -115,12 +113,6 @@ def train_run(
         planned_memory_bytes=planned_memory_bytes,
         device=_device_name(precision, devices),
     )
-
-
-def _tell_of_sharing(gpus: int, batch_size: int) -> None:
-    logger.info("%d GPUs share the %d patches of every batch, and the validations", gpus, batch_size)
-    if gpus > batch_size:
-        logger.warning("%d of the GPUs only validate: a batch has %d patches", gpus - batch_size, batch_size)
 
 
 def failed_result(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from automonai.domain.configuration import Configuration, Flips, LossName
+from automonai.domain.configuration import Configuration, Convolution, Flips, LossName
 from automonai.domain.plan import NetworkPlan, make_plan
 from automonai.domain.request import StudyData, TrainRequest
 from automonai.domain.run import FailureReason, Result, Run, RunState
@@ -22,9 +22,14 @@ from automonai.imaging.phantom import write_phantom
 from automonai.imaging.preprocessing import prepare_case
 from automonai.learning import inference, network
 from automonai.learning.batches import batch_source, read_ahead
-from automonai.learning.checkpoint import read_member
+from automonai.learning.checkpoint import Progress, read_member
+from automonai.learning.forward import RecordedForward
 from automonai.learning.inference import sliding_window_logits
+from automonai.learning.loop import Trainer
+from automonai.learning.losses import make_loss
+from automonai.learning.memory import release_gpu_memory
 from automonai.learning.network import build_network, place
+from automonai.learning.precision import Precision
 from automonai.learning.training import failed_result, train_run
 from automonai.spec import ExecutionSpec, TrainingSpec
 from automonai.storage.local import LocalStore
@@ -50,11 +55,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
     )
 
 
-def train(data: StudyData, folder: Path, *, epochs: int = 4, most_gpus: int = 1, **choices: object) -> Result:
+def train(
+    data: StudyData,
+    folder: Path,
+    *,
+    epochs: int = 4,
+    most_gpus: int = 1,
+    resume_from: str | None = None,
+    **choices: object,
+) -> Result:
     request = TrainRequest(
         run=Run(trial=0, budget_epochs=epochs),
         configuration=Configuration.model_validate({"depth": 3, "channels": 8, **choices}),
         seed=1,
+        resume_from=resume_from,
     )
     store = LocalStore(folder / "store")
     return train_run(
@@ -69,6 +83,21 @@ def test_a_network_learns_in_every_precision(data: StudyData, tmp_path: Path, pr
     assert result.state is RunState.COMPLETE
     assert result.curve[-1].training_loss < 0.8 * result.curve[0].training_loss
     assert result.peak_memory_bytes is not None
+
+
+@pytest.mark.parametrize("begun_on", ["cpu", "cuda"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_training_goes_on_whatever_it_was_begun_on(
+    data: StudyData, tmp_path: Path, begun_on: str, precision: str
+) -> None:
+    on_gpu = data.execution.model_copy(update={"precision": precision})
+    begun = on_gpu if begun_on == "cuda" else ExecutionSpec(device="cpu", precision="float32")
+    lower = train(data.model_copy(update={"execution": begun}), tmp_path, epochs=10)
+    assert lower.checkpoint is not None
+    higher = train(data.model_copy(update={"execution": on_gpu}), tmp_path, epochs=20, resume_from=lower.checkpoint)
+    assert higher.state is RunState.COMPLETE
+    assert higher.epochs == 10
+    assert higher.curve[-1].training_loss < lower.curve[-1].training_loss
 
 
 @pytest.mark.parametrize("loss", list(LossName))
@@ -114,6 +143,53 @@ def test_large_features_are_normalised_as_small_ones_are(monkeypatch: pytest.Mon
         gradients.append([weight.grad.clone() for weight in net.parameters()])
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("convolution", ["2d", "3d"])
+def test_a_recorded_network_takes_the_steps_of_the_network(data: StudyData, precision: str, convolution: str) -> None:
+    configuration = Configuration(depth=3, channels=8, batch_size=4, convolution=Convolution(convolution))
+    plan = make_plan(configuration, dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (
+            torch.randn((size, 1, *plan.patch_voxels), generator=generator).cuda(),
+            torch.randint(3, (size, *plan.patch_voxels), generator=generator).cuda(),
+        )
+        for size in (4, 3, 4, 4, 3)
+    ]
+    losses = {}
+    for is_recorded in (False, True):
+        torch.manual_seed(0)
+        trainer = Trainer(
+            plan,
+            place(build_network(plan.network, slice_axis=plan.slice_axis), torch.device("cuda")),
+            loss_of=make_loss(configuration.loss),
+            precision=Precision(torch.device("cuda"), getattr(torch, precision)),
+            progress=Progress(seed=0, steps_per_epoch=5),
+        )
+        if is_recorded:
+            trainer.forward = RecordedForward(trainer.network, plan, precision=trainer.precision, batch_sizes=[3, 4])
+        losses[is_recorded] = [trainer.update(*batch, learning_rate=1e-3) for batch in batches]
+    assert len(set(losses[True])) == len(batches)
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+
+
+def test_a_recorded_network_gives_its_memory_back(data: StudyData) -> None:
+    plan = make_plan(Configuration(), dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
+    network = place(build_network(plan.network, slice_axis=plan.slice_axis), torch.device("cuda"))
+    precision = Precision(torch.device("cuda"), torch.bfloat16)
+    release_gpu_memory()
+    before = torch.cuda.memory_reserved()
+    for _ in range(3):
+        forward = RecordedForward(network, plan, precision=precision, batch_sizes=[4])
+        forward(torch.zeros((4, 1, *plan.patch_voxels), device="cuda")).sum().backward()
+        network.zero_grad()
+        recorded = torch.cuda.memory_reserved()
+        del forward
+        release_gpu_memory()
+    assert recorded > before + 10 * 2**20
+    assert torch.cuda.memory_reserved() < before + 2**21
 
 
 def test_batches_made_beside_a_step_are_those_made_alone(data: StudyData, tmp_path: Path) -> None:
