@@ -29,7 +29,7 @@ from automonai.preparing import CACHE_FOLDER, cache_folder_of, check_folder, dat
 from automonai.report import Summary, summarise, write_report
 from automonai.search import make_sampler
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, load_spec, parse_limit, parse_spec
-from automonai.starting import begin, refuse_missing_files, replay
+from automonai.starting import begin, refuse_changed_files, replay
 from automonai.storage import keys
 from automonai.storage.datasets import Push, push_dataset
 from automonai.storage.journal import Journal
@@ -168,7 +168,7 @@ def search(
         journal, began = Journal(store), time()
         study, data = begin(spec, store, journal)
         if not study.is_over:
-            refuse_missing_files(data.dataset)
+            refuse_changed_files(data, cache_folder_of(study.spec.store))
         executor = _local_executor(study.spec, location, lock=lock, metrics=metrics_port is not None)
         try:
             with stop_on_sigterm() as stopped:

@@ -47,6 +47,7 @@ def prepare_data(
         fingerprint=fingerprint(checked, division.development),
         training=training,
         execution=execution or ExecutionSpec(),
+        contents={} if is_remote(dataset) else checked.digests,
     )
 
 

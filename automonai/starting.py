@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from operator import attrgetter
@@ -10,11 +12,11 @@ from time import time
 
 import yaml
 
-from automonai.domain.dataset import Dataset
 from automonai.domain.events import SpecChanged, StudyStarted
 from automonai.domain.request import StudyData
 from automonai.domain.study import Study
 from automonai.errors import DatasetError, SpecError, StudyNotFoundError
+from automonai.execution.machine import detect_processor
 from automonai.preparing import cache_folder_of, prepare_data
 from automonai.spec import StudySpec
 from automonai.storage import keys
@@ -150,18 +152,37 @@ def _refuse_another(spec: StudySpec, study: Study) -> None:
             )
 
 
-def refuse_missing_files(dataset: Dataset) -> None:
-    """Refuse a dataset on this machine of which files are gone, or out of reach; a bucket is asked by who fetches.
+def refuse_changed_files(data: StudyData, cache_folder: Path) -> None:
+    """Refuse a dataset on this machine of which files are gone, out of reach, or not what they were.
+
+    A bucket's is left to who fetches it: its place says which version is meant.
+
+    Args:
+        data: Of a started study.
+        cache_folder: Where hashes of files are remembered that have not changed.
 
     Raises:
-        DatasetError: Naming each file.
+        DatasetError: Naming each file or case.
     """
+    dataset = data.dataset
     if is_remote(dataset.root):
         return
+    from automonai.imaging.content import case_digest, remembered_digest
+
     paths = [path for case in dataset.cases for path in dataset.case_paths(case)]
     missing = [f"{path}: was there when the study was started, and is not now" for path in paths if not path.is_file()]
     if missing:
         raise DatasetError(missing)
+    digest_of = partial(case_digest, dataset, digest_of=partial(remembered_digest, cache_folder=cache_folder))
+    with ThreadPoolExecutor(detect_processor().cores) as pool:
+        now = dict(zip((case.id for case in dataset.cases), pool.map(digest_of, dataset.cases), strict=True))
+    changed = [
+        f"case {case}: its files are not those with which the study was started; restore them, or start another study"
+        for case, before in data.contents.items()
+        if now[case] != before
+    ]
+    if changed:
+        raise DatasetError(changed)
 
 
 def _difference(before: object, now: object) -> str:

@@ -28,11 +28,9 @@ class ChannelFacts(Record):
 
 
 class CaseFacts(Record):
-    """Geometry, intensities and content of one case."""
+    """Geometry and intensities of one case."""
 
     id: str
-    digest: str
-    """SHA-256 over the bytes of the case's files, image first."""
     shape_voxels: IntTriple
     spacing_mm: Triple
     box_start: IntTriple

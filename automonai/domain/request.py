@@ -23,6 +23,9 @@ class StudyData(Record):
     fingerprint: Fingerprint
     training: TrainingSpec
     execution: ExecutionSpec
+    contents: dict[str, str] = {}
+    """Case to a hash of its files, as they were when the study was started; empty of a dataset in a bucket, whose place
+    says which version of it is meant."""
 
 
 class _TimedRequest(Record):

@@ -31,7 +31,7 @@ from automonai.domain.dataset import Case, Dataset
 from automonai.domain.fingerprint import ChannelFacts, IntTriple, Triple
 from automonai.domain.records import Record
 from automonai.errors import DatasetError
-from automonai.imaging.checking import content_digest
+from automonai.imaging.content import remembered_digest
 from automonai.imaging.measuring import Measures, measure, non_finite_count
 from automonai.imaging.nifti import MAX_VOXELS
 from automonai.imaging.prepared_room import make_room, note_use
@@ -381,27 +381,12 @@ def _cache_key(dataset: Dataset, case: Case, spacing_mm: Triple | None, crop: Cr
     paths = [*dataset.image_paths(case), *([dataset.label_path(case)] if case.label else [])]
     parts = [
         _FORMAT,
-        [_remembered_digest(path, cache_folder) for path in paths],
+        [remembered_digest(path, cache_folder) for path in paths],
         sorted(dataset.labels) if case.label else None,
         spacing_mm,
         crop.value,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _remembered_digest(path: Path, cache_folder: Path) -> str:
-    """Return the file's SHA-256, from a note if it has not changed since: every start would hash all cases again."""
-    try:
-        status = path.stat()
-        identity = f"{path.resolve()} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
-        note = cache_folder / "digests" / hashlib.sha256(identity.encode()).hexdigest()[:32]
-        if note.is_file():
-            return note.read_text(encoding="ascii")
-        digest = content_digest([path])
-    except OSError as error:
-        raise DatasetError([f"{path}: cannot be read: {error.strerror or error}"]) from error
-    write_whole(note, lambda stream: stream.write(digest.encode("ascii")))
-    return digest
 
 
 @contextmanager

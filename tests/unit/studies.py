@@ -46,7 +46,6 @@ def make_data(spec: StudySpec, *, test_cases: int = 2) -> StudyData:
     facts = tuple(
         CaseFacts(
             id=case_id,
-            digest=case_id,
             shape_voxels=(32, 32, 32),
             spacing_mm=(1.0, 1.0, 1.0),
             box_start=(0, 0, 0),

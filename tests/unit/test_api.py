@@ -24,6 +24,8 @@ from automonai.errors import (
     StopRequestedError,
     StudyNotFoundError,
 )
+from automonai.imaging.phantom import write_phantom
+from automonai.preparing import prepare_data
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, TrainingSpec
 from automonai.storage import keys
 from automonai.storage.journal import Journal
@@ -153,9 +155,23 @@ def test_a_dataset_that_is_gone_is_told_with_each_file(tmp_path: Path) -> None:
     spec = studies.make_spec()
     data = studies.make_data(spec)
     with pytest.raises(DatasetError, match="was there when the study was started, and is not now") as caught:
-        starting.refuse_missing_files(data.dataset)
+        starting.refuse_changed_files(data, tmp_path)
     assert len(caught.value.problems) == 2 * len(data.dataset.cases)
-    starting.refuse_missing_files(data.dataset.model_copy(update={"root": "s3://bucket/datasets/a#1"}))
+    remote = data.dataset.model_copy(update={"root": "s3://bucket/datasets/a#1"})
+    starting.refuse_changed_files(data.model_copy(update={"dataset": remote}), tmp_path)
+
+
+def test_a_case_whose_files_are_others_than_at_the_start_is_told(tmp_path: Path) -> None:
+    phantom = tmp_path / "phantom"
+    write_phantom(phantom, cases=5, shape=(16, 16, 16))
+    data = prepare_data(phantom, split=SplitSpec(test=0.2, folds=2), training=TrainingSpec(), cache_folder=tmp_path)
+    assert set(data.contents) == {case.id for case in data.dataset.cases}
+    starting.refuse_changed_files(data, tmp_path / "cache")
+    starting.refuse_changed_files(data, tmp_path / "cache")
+    label, other = (data.dataset.label_path(case) for case in data.dataset.cases[:2])
+    label.write_bytes(other.read_bytes())
+    with pytest.raises(DatasetError, match=f"^case {data.dataset.cases[0].id}: its files are not those with which"):
+        starting.refuse_changed_files(data, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(("key", "kind"), [("data.json", "StudyData"), ("ensemble/ensemble.json", "EnsembleResult")])

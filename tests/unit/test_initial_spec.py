@@ -33,7 +33,8 @@ def of_shape(checked: CheckedDataset, shape: tuple[int, int, int], *, cases: int
     many = tuple(first.model_copy(update={"id": f"case_{number}"}) for number in range(cases))
     sized = facts.model_copy(update={"shape_voxels": shape, "box_shape": shape})
     dataset = checked.dataset.model_copy(update={"cases": many})
-    return CheckedDataset(dataset=dataset, facts={case.id: sized.model_copy(update={"id": case.id}) for case in many})
+    facts = {case.id: sized.model_copy(update={"id": case.id}) for case in many}
+    return CheckedDataset(dataset=dataset, facts=facts, digests={})
 
 
 @pytest.fixture(autouse=True)

@@ -85,7 +85,6 @@ def data(tmp_path: Path) -> StudyData:
     facts = ChannelFacts(minimum=0, maximum=1, mean=0, std=1, percentile_00_5=0, percentile_99_5=1)
     case_facts = CaseFacts(
         id="a",
-        digest="",
         shape_voxels=(12, 10, 9),
         spacing_mm=(1, 1, 1),
         box_start=(0, 0, 0),

@@ -69,7 +69,6 @@ def study_data() -> StudyData:
     facts = ChannelFacts(minimum=0, maximum=9, mean=1, std=1, percentile_00_5=0, percentile_99_5=9)
     case = CaseFacts(
         id="a",
-        digest="",
         shape_voxels=(8, 8, 8),
         spacing_mm=(1, 1, 1),
         box_start=(0, 0, 0),

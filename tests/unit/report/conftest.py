@@ -348,7 +348,6 @@ def make_data(classes: dict[int, str], test_cases: int) -> StudyData:
     facts = ChannelFacts(minimum=0, maximum=255, mean=90, std=30, percentile_00_5=2, percentile_99_5=240)
     case = CaseFacts(
         id=development[0],
-        digest="0" * 64,
         shape_voxels=(35, 51, 35),
         spacing_mm=(1.0, 1.0, 1.0),
         box_start=(0, 0, 0),
