@@ -324,9 +324,10 @@ def _ensemble(summary: Summary) -> str:
         [m.run_id, Cell(m.trial), Cell(m.fold), Cell(f"{m.weight:.0%}" if m.weight >= 0.01 else "<1%")]
         for m in found.members
     ]
+    others = len(found.largest_component) < len(summary.dataset.classes)
     component = (
         f"Of {', '.join(found.largest_component)} only the largest connected piece is kept, since that helped on "
-        "validation cases; of all other classes every piece is kept."
+        f"validation cases{'; of all other classes every piece is kept' if others else ''}."
         if found.largest_component
         else "All pieces of every class are kept: only the largest connected one was no better on validation cases."
     )
