@@ -13,10 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from automonai.domain.configuration import Configuration
-from automonai.domain.refit import ALIKE
 from automonai.domain.run import Origin, Result, RunState
 from automonai.domain.study import Phase, Study
-from automonai.report.words import FAILURE_WORDS, counted, duration, is_alike, memory
+from automonai.report.words import FAILURE_WORDS, counted, duration, memory, overtaken_words
 from automonai.storage.keys import REPORT_HTML
 from automonai.storage.opening import join_location
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from automonai.imaging.checking import CheckedDataset
     from automonai.learning.scoring import Evaluation, LabelScores
     from automonai.report import Summary
-    from automonai.report.summary import Winner
 
 WIDE = 160
 """Columns for what goes into a file or a pipe."""
@@ -202,20 +200,11 @@ def summary_lines(summary: Summary, *, location: str) -> list[str]:
         lines.append(f"ensemble {counted(len(summary.ensemble.members), 'network')} of {of_trials}")
     if summary.winner is not None:
         lines.append(f"winner   trial {summary.winner.trial}: {configuration_words(summary.winner.configuration)}")
-        lines += _of_equals(summary, summary.winner)
+        if words := overtaken_words(summary):
+            lines.append(f"         trial {summary.trials[0].trial} was first in the search; {words}")
     lines.append(f"report   {join_location(location, REPORT_HTML)}")
     lines.append(f"next     automonai predict {location} IMAGES... --output DIR")
     return lines
-
-
-def _of_equals(summary: Summary, winner: Winner) -> list[str]:
-    """Return why the winner is not the best that the search shows, where that is so."""
-    best = summary.best_trial
-    if best is None or best.trial == winner.trial:
-        return []
-    if not is_alike(best, winner):
-        return [f"         trial {best.trial} was better in the search, and worse when both were trained to the end"]
-    return [f"         as good as trial {best.trial} to within {ALIKE:g}, and trains faster"]
 
 
 def _test_lines(summary: Summary) -> list[str]:

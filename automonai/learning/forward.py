@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from automonai.domain.plan import Plan
+from automonai.learning.memory import recording, release_gpu_memory
 from automonai.learning.precision import Precision
 from automonai.learning.shared_batch import SharedForward
 
@@ -59,7 +60,8 @@ def choose_forward(
         return RecordedForward(network, plan, precision=precision, batch_sizes=batch_sizes)
     except RuntimeError as error:  # too little memory for it is one of them
         logger.warning("no CUDA graph of the network, its computations are started one by one: %s", error)
-        return network
+    release_gpu_memory()  # once the error is gone, which holds what was recorded before it
+    return network
 
 
 def _tell_of_sharing(gpus: int, batch_size: int) -> None:
@@ -86,7 +88,8 @@ class RecordedForward:
         # Recording takes place in a stream of its own, where torch then also gathers the gradients, and says so.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         sides = (plan.network.in_channels, *plan.patch_voxels)
-        self._of_size = {size: _recorded(network, (size, *sides), precision) for size in sorted(set(batch_sizes))}
+        with recording(precision.device):
+            self._of_size = {size: _recorded(network, (size, *sides), precision) for size in sorted(set(batch_sizes))}
 
     def __call__(self, image_BCXYZ: Tensor) -> Tensor:
         """Return logits_BKXYZ of a batch of one of the sizes; the next call overwrites them."""
@@ -95,8 +98,10 @@ class RecordedForward:
 
 def _recorded(network: nn.Module, shape: tuple[int, ...], precision: Precision) -> Forward:
     holder = _Holder(network)
-    with precision.autocast(keeps_casts=False):  # a cast that was kept would be of today's weights for ever
-        torch.cuda.make_graphed_callables(holder, (torch.zeros(shape, device=precision.device),))
+    image_BCXYZ = torch.zeros(shape, device=precision.device)
+    here = torch.cuda.stream(torch.cuda.current_stream(precision.device))  # where a recording that fails leads back to
+    with here, precision.autocast(keeps_casts=False):  # a cast that was kept would be of today's weights for ever
+        torch.cuda.make_graphed_callables(holder, (image_BCXYZ,))
     return holder
 
 

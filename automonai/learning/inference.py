@@ -26,7 +26,7 @@ from monai.data.utils import compute_importance_map
 from automonai.domain.fingerprint import ChannelFacts, IntTriple
 from automonai.domain.plan import Plan
 from automonai.imaging.preprocessing import normalise
-from automonai.learning.memory import machine_bytes, resident_bytes
+from automonai.learning.memory import free_gpu_bytes, machine_bytes, resident_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -209,8 +209,7 @@ def device_with_room(size_bytes: int, device: torch.device, *, what: str) -> tor
     """Return the device, or the CPU if so many bytes are more than a quarter of what a GPU has free."""
     if device.type != "cuda":
         return device
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = free_gpu_bytes(device)
     if size_bytes <= free // _ROOM_SHARE:
         return device
     logger.info("%s, %d bytes, are held by the CPU: the GPU has %d free", what, size_bytes, free)

@@ -140,7 +140,7 @@ class Trainer:
         """Go on from a checkpoint, bit for bit; `progress` says where this run stands in it."""
         self.network.load_state_dict(checkpoint.network)
         self.average.load_state_dict(checkpoint.average)
-        self._optimizer.load_state_dict(_of_this_device(checkpoint.optimizer, self._optimizer))
+        _load(self._optimizer, checkpoint.optimizer)
         if checkpoint.scaler:
             self._scaler.load_state_dict(checkpoint.scaler)
         self.progress = progress
@@ -227,10 +227,18 @@ def train(
     return pace.tally
 
 
-def _of_this_device(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return an optimiser's saved state, to be computed with here as `optimizer` does, whatever it was saved on."""
-    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
-    return {**state, "param_groups": [{**saved, "fused": own["fused"]} for saved, own in groups]}
+def _load(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give an optimiser its saved state, whatever device that is of.
+
+    It stays fused or not as it is here, and moments get the layout of their weights: a fused one takes no other.
+    """
+    groups = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    here = [{**group, "fused": own["fused"]} for group, own in groups]
+    optimizer.load_state_dict({**saved, "param_groups": here})
+    for parameter, state in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in state and state[name].stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, requires_grad=False).copy_(state[name])
 
 
 def learning_rate(plan: Plan, progress: Progress, total_steps: int | None) -> float:

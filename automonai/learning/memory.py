@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,10 @@ logger = logging.getLogger(__name__)
 _CONTROL_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of version 2; as `execution.machine`, which has no torch
 
 
+_recorded_bytes: dict[int, int] = {}
+"""GPU to what recorded networks hold there between their steps: torch counts it as free, and gives it to nobody."""
+
+
 @dataclass(frozen=True)
 class GpuMemory:
     """The memory of one GPU as PyTorch's allocator counts it for this process; reading it never waits for the GPU."""
@@ -28,8 +34,8 @@ class GpuMemory:
     """As CUDA reports it, without the prefix `GPU-` or `MIG-`."""
 
     def allocated_bytes(self) -> int:
-        """Return what tensors take now."""
-        return torch.cuda.memory_allocated(self.number)
+        """Return what tensors take now, or in the steps of a recorded network."""
+        return torch.cuda.memory_allocated(self.number) + _recorded_bytes.get(self.number, 0)
 
     def reserved_bytes(self) -> int:
         """Return what the allocator holds for tensors, those that come included."""
@@ -37,7 +43,7 @@ class GpuMemory:
 
     def peak_bytes(self) -> int:
         """Return the most that tensors took since the run began."""
-        return torch.cuda.max_memory_allocated(self.number)
+        return _peak_bytes(self.number)
 
 
 def gpu_memory(execution: ExecutionSpec, *, most_gpus: int = 1) -> tuple[GpuMemory, ...]:
@@ -57,7 +63,7 @@ def gpu_memory(execution: ExecutionSpec, *, most_gpus: int = 1) -> tuple[GpuMemo
 
 def peak_memory_bytes() -> int:
     """Return the peak since the run began: of the fullest GPU's memory, or without a GPU of the resident memory."""
-    of_gpus = [torch.cuda.max_memory_allocated(number) for number in _started_gpus()]
+    of_gpus = [_peak_bytes(number) for number in _started_gpus()]
     if any(of_gpus):
         return max(of_gpus)
     return _of_this_process("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -98,10 +104,44 @@ def _started_gpus() -> range:
 
 
 def release_gpu_memory() -> None:
-    """Give back what the allocator holds but no tensor needs: while this process waits, another may use that GPU."""
+    """Give back what the allocator holds but no tensor needs: while this process waits, another may use that GPU.
+
+    Call it where no recorded network is needed any more.
+    """
     if torch.cuda.is_initialized():
         gc.collect()  # torch's recordings of networks refer to themselves
         torch.cuda.empty_cache()
+    _recorded_bytes.clear()
+
+
+@contextmanager
+def recording(device: torch.device) -> Iterator[None]:
+    """Count what networks that are recorded meanwhile hold between their steps as taken, until it is released.
+
+    The peak counts from here on.
+    """
+    number = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.empty_cache()
+    before = _unused_bytes(number)
+    yield
+    torch.cuda.empty_cache()
+    _recorded_bytes[number] = _recorded_bytes.get(number, 0) + max(0, _unused_bytes(number) - before)
+    torch.cuda.reset_peak_memory_stats(number)
+
+
+def free_gpu_bytes(device: torch.device) -> int:
+    """Return what tensors of this process may still take of a GPU."""
+    number = torch.cuda.current_device() if device.index is None else device.index
+    free, _ = torch.cuda.mem_get_info(number)
+    return free + _unused_bytes(number) - _recorded_bytes.get(number, 0)
+
+
+def _unused_bytes(number: int) -> int:
+    return torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
+
+
+def _peak_bytes(number: int) -> int:
+    return torch.cuda.max_memory_allocated(number) + _recorded_bytes.get(number, 0)
 
 
 def allow_many_files() -> None:

@@ -30,6 +30,8 @@ from automonai.report.words import (
     duration,
     is_alike,
     memory,
+    overtaken_words,
+    own_network_words,
     scored_words,
     value_words,
 )
@@ -179,15 +181,20 @@ def _unmatched(test: HeldOutScores) -> str:
 
 
 def _optimism(summary: Summary) -> str:
-    found, winner = summary.optimism, summary.winner
-    if found is None or winner is None:
+    found, winner, ensemble = summary.optimism, summary.winner, summary.ensemble
+    if found is None or winner is None or ensemble is None:
         return ""
     text = (
         f"In the search one network of the winning configuration had a mean Dice of {found.search_dice:.3f} after "
-        f"{counted(winner.budget_epochs, 'epoch')}, on the validation cases by which it was chosen. The ensemble, "
-        f"trained to the end, has {found.test_dice:.3f} on the test cases. The two differ in networks, training and "
-        "patients and cannot be compared strictly; the test score is the one to trust."
+        f"{counted(winner.budget_epochs, 'epoch')}, on the validation cases by which it was chosen. "
     )
+    if is_of_search := own_network_words(ensemble):
+        text += f"It has {found.test_dice:.3f} on the test cases, the score to trust: {is_of_search}."
+    else:
+        text += (
+            f"The ensemble, trained to the end, has {found.test_dice:.3f} on the test cases. The two differ in "
+            "networks, training and patients and cannot be compared strictly; the test score is the one to trust."
+        )
     return paragraph(text)
 
 
@@ -281,13 +288,7 @@ def _of_equals(summary: Summary, winner: Winner) -> str:
     first = summary.best_trial
     if first is None or first.trial == winner.trial or first.dice is None:
         return ""
-    text = f"The best score of the search is that of trial {first.trial}, {first.dice:.3f}."
-    if not is_alike(first, winner):
-        return f"{text} Trained to the end as well, it did worse on held-out cases than this one."
-    return (
-        f"{text} Results that differ by less than {ALIKE:g} are taken for equal; the winner, which was trained to the "
-        "end first, is the one of these that trains fastest."
-    )
+    return f"The best score of the search is that of trial {first.trial}, {first.dice:.3f}; {overtaken_words(summary)}."
 
 
 def _beside_the_standard(summary: Summary, winner: Winner) -> str:
@@ -303,15 +304,22 @@ def _beside_the_standard(summary: Summary, winner: Winner) -> str:
         return f"None of the {known} configurations with a result is {better} than the standard one."
     found = summary.standard
     if found is None:
-        return "The standard configuration has no result with which to compare it."
+        has_result = any(trial.origin is Origin.STANDARD and trial.rank is not None for trial in summary.trials)
+        why = "was never scored after as many epochs as the winner" if has_result else "has no result"
+        return f"The standard configuration {why}, with which to compare it."
     lead = found.winner_dice - found.standard_dice
     text = (
         f"After the same {counted(found.epochs, 'epoch')} on the same validation cases the standard configuration "
         f"(trial {found.trial}) reached {found.standard_dice:.3f} and the winner {found.winner_dice:.3f}"
     )
-    if lead < ALIKE:
+    if found.epochs < winner.budget_epochs:
+        text += ", later than which they were not compared"
+    elif lead < ALIKE:
         return f"{text}: the search has found nothing that is clearly better than the standard one."
-    return f"{text}. Part of this lead of {lead:.3f} is luck, for the winner is the best of {known}."
+    if lead < ALIKE:
+        return f"{text}."
+    best = "the best" if first.trial == winner.trial else "one of the best"
+    return f"{text}. Part of this lead of {lead:.3f} is luck, for the winner is {best} of {known}."
 
 
 def _in_the_ensemble(summary: Summary, winner: Winner) -> str:

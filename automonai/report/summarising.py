@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from automonai.domain.dataset import Dataset
 from automonai.domain.facts import RunRecord
 from automonai.domain.request import CaseScores, EnsembleResult, StudyData
-from automonai.domain.run import CurvePoint, FailureReason, Origin, Result, RunState, Trial
+from automonai.domain.run import CurvePoint, FailureReason, Origin, Purpose, Result, RunState, Trial
 from automonai.domain.study import Study
 from automonai.report.intervals import Interval, interval_of, interval_of_class_means
 from automonai.report.summary import (
@@ -29,7 +30,7 @@ from automonai.report.summary import (
     TrialSummary,
     Winner,
 )
-from automonai.report.words import counted, cut_short_words
+from automonai.report.words import counted, cut_short_words, own_network_words
 from automonai.spec import Choice, IntegerRange, Ordered, RealRange
 
 
@@ -37,7 +38,7 @@ def summarise(study: Study, data: StudyData) -> Summary:
     """Return what the study came to so far; it may be in any phase."""
     test = _held_out(study, data)
     winner = _winner(study)
-    ensemble = None if study.ensemble is None else _ensemble(study.ensemble, data.dataset)
+    ensemble = None if study.ensemble is None else _ensemble(study, study.ensemble, data.dataset)
     ended = study.ended
     return Summary(
         study=study.spec.name,
@@ -46,6 +47,7 @@ def summarise(study: Study, data: StudyData) -> Summary:
         stopped_because="" if ended is None else ended.why,
         search_stopped_because="" if study.search_ended is None else study.search_ended.why,
         refit_because=_refit_because(study),
+        refitted_first=study.refit.runs[0].trial if study.refit is not None and study.refit.runs else None,
         started_at=study.started_at,
         sampler=study.spec.search.sampler.value,
         objective=study.spec.search.objective,
@@ -179,12 +181,18 @@ def _standard(study: Study, winner: Winner | None) -> Comparison | None:
     return Comparison(trial=standard, epochs=epochs, winner_dice=dice[0][epochs], standard_dice=dice[1][epochs])
 
 
-def _ensemble(result: EnsembleResult, dataset: Dataset) -> EnsembleSummary:
+def _ensemble(study: Study, result: EnsembleResult, dataset: Dataset) -> EnsembleSummary:
     names = dataset.labels
     dice = {names[value]: dice for value, dice in result.validation_dice.items() if value in names}
     return EnsembleSummary(
         members=tuple(
-            MemberSummary(run_id=m.run_id, trial=m.trial, fold=m.fold, weight=m.weight)
+            MemberSummary(
+                run_id=m.run_id,
+                trial=m.trial,
+                fold=m.fold,
+                weight=m.weight,
+                is_refit=study.runs[m.run_id].run.purpose is Purpose.REFIT,
+            )
             for m in sorted(result.members, key=lambda m: (-m.weight, m.run_id))
         ),
         largest_component=tuple(names.get(value, str(value)) for value in result.largest_component),
@@ -203,7 +211,8 @@ def _notes(study: Study, ensemble: EnsembleSummary | None) -> tuple[Note, ...]:
     notes = [(at, text) for at, text in study.notes]
     if ensemble is not None:
         chosen_at = study.last_event_at if study.ended is None else study.ended.at
-        notes += [(chosen_at, text) for text in (cut_short_words(ensemble), _left_out_words(ensemble)) if text]
+        texts = (own_network_words(ensemble), cut_short_words(ensemble), _left_out_words(ensemble))
+        notes += [(chosen_at, text) for text in texts if text]
     return tuple(Note(seconds=study.elapsed_at(at), text=text) for at, text in notes)
 
 
@@ -288,12 +297,29 @@ def _trials(study: Study) -> tuple[TrialSummary, ...]:
         if record.result is not None:
             results.setdefault(record.run.trial, []).append(record.result)
     trials = [
-        _trial(trial, ranked.get(number), last.get(number), results[number]) for number, trial in study.trials.items()
+        _trial(trial, ranked.get(number), last.get(number), results[number], refit=_refit_state(study, number))
+        for number, trial in study.trials.items()
     ]
     return tuple(sorted(trials, key=lambda t: (t.rank is None, t.rank or 0, t.trial)))
 
 
-def _trial(trial: Trial, rank: int | None, last: Result | None, results: list[Result]) -> TrialSummary:
+def _refit_state(study: Study, trial: int) -> Literal["open", "complete", "failed"] | None:
+    runs = [run.id for run in study.refit.runs if run.trial == trial] if study.refit else []
+    if any(run in study.runs and study.runs[run].state is RunState.COMPLETE for run in runs):
+        return "complete"
+    if not all(study.is_final(run) for run in runs):
+        return "open"
+    return "failed" if runs else None
+
+
+def _trial(
+    trial: Trial,
+    rank: int | None,
+    last: Result | None,
+    results: list[Result],
+    *,
+    refit: Literal["open", "complete", "failed"] | None,
+) -> TrialSummary:
     failures = [result.reason for result in results if result.reason is not None]
     return TrialSummary(
         trial=trial.number,
@@ -307,6 +333,7 @@ def _trial(trial: Trial, rank: int | None, last: Result | None, results: list[Re
         epochs=sum(result.epochs for result in results),
         seconds=sum(result.seconds for result in results),
         failure=failures[-1] if failures else None,
+        refit=refit,
         configuration=trial.configuration,
     )
 

@@ -110,6 +110,8 @@ class MemberSummary(Record):
     """Held out of its training."""
     weight: float
     """Share in the ensemble; all add up to 1."""
+    is_refit: bool
+    """Whether it was trained to the end; False: it is the search's own, since no network that was came through."""
 
 
 class EnsembleSummary(Record):
@@ -238,6 +240,8 @@ class TrialSummary(Record):
     """Spent in the search, over all its runs."""
     failure: FailureReason | None
     """Why its last run that failed did so; None if none failed."""
+    refit: Literal["open", "complete", "failed"] | None
+    """What became of its networks that are trained to the end: complete if one is; None if none was to be."""
     configuration: Configuration
 
 
@@ -292,6 +296,8 @@ class Summary(Record):
     """Why the search is over; empty while it is not."""
     refit_because: str
     """What decided the refit; empty before that."""
+    refitted_first: int | None
+    """The trial that the refit is for in the first place; None before that."""
     started_at: float
     """Unix time in seconds."""
     sampler: str

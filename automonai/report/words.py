@@ -5,7 +5,7 @@ from __future__ import annotations
 from automonai.domain.configuration import Configuration
 from automonai.domain.refit import ALIKE
 from automonai.domain.run import FailureReason, Origin
-from automonai.report.summary import EnsembleSummary, TrialSummary, Winner
+from automonai.report.summary import EnsembleSummary, Summary, TrialSummary, Winner
 from automonai.spec import SamplerName
 
 HYPERPARAMETER_WORDS = {
@@ -80,8 +80,8 @@ _NORMALISATIONS = {
     "none": "The intensities of each image are used as they are",
     "zscore": "The intensities of each image are brought to mean 0 and standard deviation 1",
     "percentile_zscore": (
-        "The intensities of each image are clipped to its 0.5 and 99.5 percentiles and "
-        "brought to mean 0 and standard deviation 1"
+        "The intensities of each image are clipped at its 99.5th percentile and brought to mean 0 and standard "
+        "deviation 1"
     ),
     "minmax": "The intensities of each image are scaled to the range from 0 to 1",
 }
@@ -171,6 +171,32 @@ def scored_words(ensemble: EnsembleSummary) -> str:
 def is_alike(first: TrialSummary, winner: Winner) -> bool:
     """Whether the winner's score in the search counts as equal to the best one."""
     return first.loss is not None and winner.loss is not None and winner.loss - first.loss <= ALIKE
+
+
+def overtaken_words(summary: Summary) -> str:
+    """Return why the best of the search is not the winner, as the end of a sentence; empty where it is."""
+    first, winner = summary.best_trial, summary.winner
+    if first is None or winner is None or first.trial == winner.trial:
+        return ""
+    match first.refit:
+        case "complete":
+            return "trained to the end as well, it has no more weight in the ensemble, which held-out cases decided"
+        case "failed":
+            return "its training to the end failed"
+        case "open":
+            return "its training to the end is not over"
+    if summary.refitted_first == winner.trial and is_alike(first, winner):
+        return (
+            f"differences of up to {ALIKE:g} are taken for none, and the winner is the one of these that trains fastest"
+        )
+    return "it was not trained to the end"
+
+
+def own_network_words(ensemble: EnsembleSummary) -> str:
+    """Return that the ensemble is a network of the search, where it is."""
+    if any(member.is_refit for member in ensemble.members):
+        return ""
+    return "no network that was trained to the end came through, so that the ensemble is the search's own best network"
 
 
 def counted(number: int, noun: str) -> str:

@@ -86,17 +86,23 @@ def test_a_network_learns_in_every_precision(data: StudyData, tmp_path: Path, pr
 
 
 @pytest.mark.parametrize("begun_on", ["cpu", "cuda"])
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("precision", "convolution"), [("bfloat16", "3d"), ("float16", "3d"), ("bfloat16", "2d")])
 def test_a_training_goes_on_whatever_it_was_begun_on(
-    data: StudyData, tmp_path: Path, begun_on: str, precision: str
+    data: StudyData, tmp_path: Path, begun_on: str, precision: str, convolution: str
 ) -> None:
     on_gpu = data.execution.model_copy(update={"precision": precision})
     begun = on_gpu if begun_on == "cuda" else ExecutionSpec(device="cpu", precision="float32")
-    lower = train(data.model_copy(update={"execution": begun}), tmp_path, epochs=10)
+    lower = train(data.model_copy(update={"execution": begun}), tmp_path, epochs=3, convolution=convolution)
     assert lower.checkpoint is not None
-    higher = train(data.model_copy(update={"execution": on_gpu}), tmp_path, epochs=20, resume_from=lower.checkpoint)
+    higher = train(
+        data.model_copy(update={"execution": on_gpu}),
+        tmp_path,
+        epochs=20,
+        resume_from=lower.checkpoint,
+        convolution=convolution,
+    )
     assert higher.state is RunState.COMPLETE
-    assert higher.epochs == 10
+    assert higher.epochs == 17
     assert higher.curve[-1].training_loss < lower.curve[-1].training_loss
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -43,6 +44,7 @@ def test_a_gpu_gets_a_recording_of_every_batch_size(monkeypatch: pytest.MonkeyPa
         shapes.append(shape)
         return lambda image_BCXYZ: network(image_BCXYZ) + len(image_BCXYZ)
 
+    monkeypatch.setattr(forward, "recording", nullcontext)
     monkeypatch.setattr(forward, "_recorded", record)
     network, plan = tiny_trainer().network, tiny_plan()
     recorded = chosen(network, plan=plan, devices=(CUDA,))
@@ -63,6 +65,7 @@ def test_where_recording_fails_the_network_is_computed_as_it_is(
     def fail(network: nn.Module, shape: tuple[int, ...], precision: Precision) -> Forward:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
+    monkeypatch.setattr(forward, "recording", nullcontext)
     monkeypatch.setattr(forward, "_recorded", fail)
     network = tiny_trainer().network
     with caplog.at_level(logging.WARNING):

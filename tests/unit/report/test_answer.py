@@ -76,14 +76,27 @@ def test_the_winner_is_compared_with_the_standard_configuration(summary):
 
 
 def test_a_lead_that_counts_as_none_is_no_find(summary):
-    close = summary.standard.model_copy(update={"standard_dice": summary.standard.winner_dice - 0.002})
+    update = {"standard_dice": summary.standard.winner_dice - 0.002, "epochs": summary.winner.budget_epochs}
+    close = summary.standard.model_copy(update=update)
     page = configuration_section(summary.model_copy(update={"standard": close}))
     assert "the search has found nothing that is clearly better than the standard one" in page
 
 
+def test_a_comparison_before_the_winners_last_epoch_gives_no_verdict(summary):
+    for behind in (0.002, 0.05):
+        early = {"epochs": 7, "standard_dice": summary.standard.winner_dice - behind}
+        found = summary.standard.model_copy(update=early)
+        page = configuration_section(summary.model_copy(update={"standard": found}))
+        assert "later than which they were not compared." in page
+        assert "clearly better" not in page
+
+
 def test_a_standard_configuration_without_a_result_is_not_compared(summary):
     page = configuration_section(summary.model_copy(update={"standard": None}))
-    assert "The standard configuration has no result with which to compare it." in page
+    assert "The standard configuration was never scored after as many epochs as the winner, with which to" in page
+    unknown = tuple(t.model_copy(update={"rank": None}) if t.origin is Origin.STANDARD else t for t in summary.trials)
+    page = configuration_section(summary.model_copy(update={"standard": None, "trials": unknown}))
+    assert "The standard configuration has no result, with which to compare it." in page
 
 
 def test_a_standard_configuration_that_wins_says_that_none_is_better(summary):
@@ -92,23 +105,54 @@ def test_a_standard_configuration_that_wins_says_that_none_is_better(summary):
     assert "None of the 39 configurations with a result is better than the standard one." in page
 
 
-def test_a_winner_that_is_not_the_first_says_why(summary):
-    second = next(trial for trial in summary.trials if trial.rank == 2)
-    winner = summary.winner.model_copy(update={"trial": second.trial})
-    page = configuration_section(summary.model_copy(update={"winner": winner}))
-    assert f"The best score of the search is that of trial {summary.winner.trial}, {summary.winner.dice:.3f}." in page
-    assert "differ by less than 0.003 are taken for equal" in page
+@pytest.mark.parametrize(
+    ("refit", "loss", "why"),
+    [
+        ("complete", 0.0, "trained to the end as well, it has no more weight in the ensemble"),
+        ("failed", 0.0, "its training to the end failed."),
+        ("open", 0.0, "its training to the end is not over."),
+        (None, 0.0, "differences of up to 0.003 are taken for none, and the winner is the one of these that trains"),
+        (None, 0.1, "it was not trained to the end."),
+    ],
+)
+def test_a_winner_that_is_not_the_first_says_why(summary, refit, loss, why):
+    first, second, *others = summary.trials
+    winner = summary.winner.model_copy(update={"trial": second.trial, "loss": first.loss + loss})
+    update = {
+        "winner": winner,
+        "trials": (first.model_copy(update={"refit": refit}), second, *others),
+        "refitted_first": second.trial,
+    }
+    page = configuration_section(summary.model_copy(update=update))
+    assert f"The best score of the search is that of trial {first.trial}, {first.dice:.3f}; {why}" in page
     assert "The best score of the search" not in configuration_section(summary)
 
 
-def test_a_winner_that_won_only_when_it_was_trained_to_the_end_says_so(summary):
+def test_a_winner_that_was_not_refitted_first_is_not_said_to_train_fastest(summary):
+    first, second, *others = summary.trials
+    update = {
+        "winner": summary.winner.model_copy(update={"trial": second.trial, "loss": first.loss}),
+        "trials": (first.model_copy(update={"refit": None}), second, *others),
+        "refitted_first": others[0].trial,
+    }
+    page = configuration_section(summary.model_copy(update=update))
+    assert "it was not trained to the end." in page
+
+
+def test_a_standard_configuration_that_overtakes_the_first_says_so(summary):
     second = next(trial for trial in summary.trials if trial.rank == 2)
-    update = {"trial": second.trial, "loss": summary.winner.loss + 0.1}
-    page = configuration_section(summary.model_copy(update={"winner": summary.winner.model_copy(update=update)}))
-    assert "Trained to the end as well, it did worse on held-out cases than this one." in page
-    standard = summary.winner.model_copy(update={**update, "origin": Origin.STANDARD})
+    update = {"trial": second.trial, "loss": summary.winner.loss + 0.1, "origin": Origin.STANDARD}
+    standard = summary.winner.model_copy(update=update)
     page = configuration_section(summary.model_copy(update={"winner": standard, "standard": None}))
     assert "It is the standard configuration: in the end the search has found nothing better." in page
+
+
+def test_an_ensemble_that_is_the_searchs_own_network_is_not_said_to_be_trained_to_the_end(summary):
+    own = tuple(member.model_copy(update={"is_refit": False}) for member in summary.ensemble.members[:1])
+    ensemble = summary.ensemble.model_copy(update={"members": own})
+    page = answer_section(summary.model_copy(update={"ensemble": ensemble}))
+    assert "the ensemble is the search&#x27;s own best network" in page
+    assert "trained to the end, has" not in page
 
 
 def test_the_winner_is_the_configuration_of_most_weight(finished):
