@@ -25,11 +25,11 @@ from automonai.execution.lock import locked
 from automonai.execution.machine import detect_machine, refuse_unusable
 from automonai.monitoring import monitored
 from automonai.observability.logs import log_context
-from automonai.preparing import CACHE_FOLDER, cache_folder_of, check_folder, dataset_here
+from automonai.preparing import CACHE_FOLDER, cache_folder_of, check_folder, dataset_here, refuse_changed_files
 from automonai.report import Summary, summarise, write_report
 from automonai.search import make_sampler
 from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, load_spec, parse_limit, parse_spec
-from automonai.starting import begin, refuse_changed_files, replay
+from automonai.starting import begin, replay
 from automonai.storage import keys
 from automonai.storage.datasets import Push, push_dataset
 from automonai.storage.journal import Journal

@@ -13,6 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 from time import time
+from typing import Any
 
 import click
 
@@ -28,7 +29,18 @@ from automonai.errors import (
 
 FAILED, USER_ERROR, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+class _FolderHere(click.Path):
+    """A folder on this machine."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Refuse what lies on S3: a Path of it would be a folder named s3:."""
+        if str(value).startswith("s3://"):
+            self.fail(f"'{value}' is not a folder on this machine", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+_FOLDER = _FolderHere(file_okay=False, path_type=Path)
 _LOCATION = click.Path(file_okay=False)  # text: a Path would make s3:/bucket of s3://bucket
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _ANY = click.Path(path_type=Path)
@@ -145,7 +157,8 @@ def phantom(folder: Path, *, cases: int, seed: int, shape: tuple[int, int, int],
     from automonai import api
 
     api.phantom(folder, cases=cases, seed=seed, shape=shape, channels=channels)
-    click.echo(f"{folder}: {cases} cases written; next: automonai init {folder} --budget 5m > study.yaml")
+    here = shlex.quote(str(folder))
+    click.echo(f"{folder}: {cases} cases written; next: automonai init {here} --budget 5m > study.yaml")
 
 
 @cli.command()
@@ -210,8 +223,8 @@ def push(folder: Path, *, location: str) -> None:
 def search(spec: Path, *, overrides: tuple[str, ...], metrics_port: int | None) -> int:
     """Start the study of a spec, or go on where it was left; Ctrl-C is safe.
 
-    The same spec names the same study. Until it is over, execution, refit and the limits of budget (all of it but
-    min_epochs, max_epochs and eta) may be changed; dataset, split, search and training may not.
+    The same spec names the same study. As long as they still decide anything, execution, refit and the limits of budget
+    (all of it but min_epochs, max_epochs and eta) may be changed; dataset, split, search and training may not.
     """
     from automonai import api, terminal
     from automonai.spec import load_spec
@@ -224,19 +237,20 @@ def search(spec: Path, *, overrides: tuple[str, ...], metrics_port: int | None) 
         with watching(is_terminal=sys.stdout.isatty(), write=click.echo) as watch:
             summary = api.search(settings, watch=watch, metrics_port=metrics_port)
     except KeyboardInterrupt:
-        click.echo(f"interrupted; nothing is lost, go on with: {_resume(spec, overrides)}", err=True)
+        click.echo(f"interrupted; nothing is lost, go on with: {_resume(spec, overrides, metrics_port)}", err=True)
         return INTERRUPTED
     if summary.succeeded is None:
-        click.echo(f"stopped; nothing is lost, go on with: {_resume(spec, overrides)}", err=True)
+        click.echo(f"stopped; nothing is lost, go on with: {_resume(spec, overrides, metrics_port)}", err=True)
         return TERMINATED
     for line in terminal.summary_lines(summary, location=join_location(settings.store, settings.name)):
         click.echo(line)
     return 0 if summary.succeeded else FAILED
 
 
-def _resume(spec: Path, overrides: tuple[str, ...]) -> str:
+def _resume(spec: Path, overrides: tuple[str, ...], metrics_port: int | None) -> str:
     sets = (part for override in overrides for part in ("--set", override))
-    return shlex.join(["automonai", "search", str(spec), *sets])
+    port = () if metrics_port is None else ("--metrics-port", str(metrics_port))
+    return shlex.join(["automonai", "search", str(spec), *sets, *port])
 
 
 @cli.command()
@@ -259,7 +273,7 @@ def status(study: str, *, as_json: bool, is_watched: bool) -> int:
         return 0
     click.echo(terminal.rendered(terminal.study_table(loaded, now=loaded.last_event_at)))
     if ago := terminal.last_event_words(loaded, time()):
-        click.echo(f"as of    the last event, {ago}; 'automonai status {study} --watch' counts on")
+        click.echo(f"as of    the last event, {ago}; 'automonai status {shlex.quote(study)} --watch' counts on")
     for line in terminal.summary_lines(summary, location=study):
         click.echo(line)
     return 0
@@ -308,10 +322,10 @@ def runs(study: str, *, as_json: bool) -> None:
 @click.argument("dataset", type=_LOCATION)
 @click.option("--configuration", metavar="FILE", type=_FILE, required=True, help="YAML or JSON of hyperparameters.")
 @click.option("--epochs", type=click.IntRange(min=1), required=True, help="One epoch: a patch of each training case.")
-@click.option("--output", metavar="DIR", type=_FOLDER, required=True, help="For the checkpoint; predict takes it.")
+@click.option("--output", metavar="DIR", type=_LOCATION, required=True, help="For the checkpoint; predict takes it.")
 @click.option("--fold", type=click.IntRange(min=0), default=0, show_default=True, help="Held out and scored; of four.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and augmentation.")
-def train(dataset: str, *, configuration: Path, epochs: int, output: Path, fold: int, seed: int) -> int:
+def train(dataset: str, *, configuration: Path, epochs: int, output: str, fold: int, seed: int) -> int:
     """Train one configuration, without a search."""
     from automonai import api, terminal
 
@@ -351,11 +365,11 @@ def evaluate(*, predictions: Path, labels: Path, tolerance_mm: float, output: Pa
     from automonai import api, terminal
 
     evaluation = api.evaluate(predictions, labels, tolerance_mm=tolerance_mm)
+    click.echo(terminal.rendered(terminal.evaluation_table(evaluation)))
     if output is not None:
         from automonai.learning.scoring import write_evaluation
 
         write_evaluation(evaluation, output)
-    click.echo(terminal.rendered(terminal.evaluation_table(evaluation)))
 
 
 for _command in (cluster_cli.step, cluster_cli.stop, cluster_cli.logs, cluster_cli.workflow):

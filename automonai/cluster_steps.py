@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -299,6 +300,8 @@ def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
         UserError: If there is neither.
     """
     store = open_store(location)
+    if not re.fullmatch("[a-z0-9-]+", run_id):
+        raise UserError(f"'{run_id}' is no run's id; 'automonai runs {location}' lists the runs")
     is_over = not is_remote(location) or store.exists(keys.answer(run_id))
     found = None if is_over else _log_of_pod(location, run_id, api)
     if found is None:

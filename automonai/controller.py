@@ -136,6 +136,7 @@ def run_study(controller: Controller) -> Study:
     if study.ensemble_queued is not None and study.ensemble is None:
         controller.executor.submit(_ensemble_request(controller, study.ensemble_queued.candidates))
     study.cleaned |= set(study.finished) - _runs_with_checkpoints(controller.store)
+    _delete_unneeded_checkpoints(controller)  # what a kill kept the last session from
     while not study.is_over and not controller.should_stop():
         if controller.may_write():
             _turn(controller)

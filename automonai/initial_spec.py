@@ -15,6 +15,7 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.fingerprint import Fingerprint
 from automonai.domain.ladder import Ladder, fewest_epochs, fit_ladder, results_on_one_rung
 from automonai.domain.plan import Plan, make_plan
+from automonai.domain.splitting import make_split
 from automonai.errors import SpecError
 from automonai.execution.machine import Gpu, Machine
 from automonai.spec import (
@@ -75,7 +76,8 @@ def initial_spec(
     """Return the YAML of a spec, with comments.
 
     Raises:
-        SpecError: If the budget is none of `1h`, `30 epochs` and `3 iterations`, or the name is not allowed.
+        SpecError: If the budget is none of `1h`, `30 epochs` and `3 iterations`, the name is not allowed, or the cases
+            are too few to divide.
     """
     limit = Limit(iterations=5) if budget is None else parse_limit(budget)
     facts = Fingerprint(cases=tuple(checked.facts[case.id] for case in checked.dataset.cases))
@@ -90,6 +92,7 @@ def initial_spec(
     plan, training = _fitting(standard, training, dataset=checked.dataset, fingerprint=facts, memory_bytes=memory_bytes)
     standard = plan.configuration
     split = SplitSpec()
+    make_split((case.id for case in checked.dataset.cases), test=split.test, folds=split.folds, seed=split.seed)
     steps = _steps_per_epoch(checked, split, plan.batch_size)
     step_seconds = _seconds_per_step(plan, execution, machine)
     every, validation_seconds = _validations(facts, plan, split, steps=steps, step_seconds=step_seconds)

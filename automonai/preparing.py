@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from automonai.domain.request import StudyData
-from automonai.errors import ObjectNotFoundError, SpecError
+from automonai.errors import DatasetError, ObjectNotFoundError, SpecError
 from automonai.execution.machine import detect_processor
 from automonai.spec import ExecutionSpec, SplitSpec, TrainingSpec
 from automonai.storage.datasets import fetch_dataset, pinned
@@ -62,6 +64,39 @@ def check_folder(folder: Path, *, on_case: Callable[[int, int], None] | None = N
     machine = detect_processor()
     memory_bytes = machine.memory_per_run(1, on_gpu=False)
     return check_dataset(folder, readers=machine.cores, memory_bytes=memory_bytes, progress=on_case)
+
+
+def refuse_changed_files(data: StudyData, cache_folder: Path) -> None:
+    """Refuse a dataset on this machine of which files are gone, out of reach, or not what they were.
+
+    A bucket's is left to who fetches it: its place says which version is meant.
+
+    Args:
+        data: Of a started study.
+        cache_folder: Where hashes of files are remembered that have not changed.
+
+    Raises:
+        DatasetError: Naming each file or case.
+    """
+    dataset = data.dataset
+    if is_remote(dataset.root):
+        return
+    from automonai.imaging.content import case_digest, remembered_digest
+
+    paths = [path for case in dataset.cases for path in dataset.case_paths(case)]
+    missing = [f"{path}: was there when the study was started, and is not now" for path in paths if not path.is_file()]
+    if missing:
+        raise DatasetError(missing)
+    digest_of = partial(case_digest, dataset, digest_of=partial(remembered_digest, cache_folder=cache_folder))
+    with ThreadPoolExecutor(detect_processor().cores) as pool:
+        now = dict(zip((case.id for case in dataset.cases), pool.map(digest_of, dataset.cases), strict=True))
+    changed = [
+        f"case {case}: its files are not those with which the study was started; restore them, or start another study"
+        for case, before in data.contents.items()
+        if now[case] != before
+    ]
+    if changed:
+        raise DatasetError(changed)
 
 
 def dataset_here(dataset: str | Path, cache_folder: Path) -> Path:

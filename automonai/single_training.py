@@ -12,7 +12,7 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, TrainRequest
 from automonai.domain.run import Result, RunState
 from automonai.errors import SpecError
-from automonai.preparing import prepare_data
+from automonai.preparing import prepare_data, refuse_changed_files
 from automonai.spec import SplitSpec, TrainingSpec, explain, read_yaml
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store
@@ -48,15 +48,17 @@ def train_alone(
     complete fold has the same weight, those of earlier calls included.
 
     Raises:
-        UserError: If the dataset is faulty, or the output holds another training or a study.
+        UserError: If the dataset is faulty or not what it was, or the output holds another training or a study.
         StopRequestedError: If `stop` was set; the checkpoint is committed.
     """
     store, run_id = open_store(output), request.run_id
     _refuse_another(store, request, dataset, seed=split.seed, output=output)
+    before = _result(store, run_id)
     if not store.exists(keys.DATA):
         data = prepare_data(dataset, split=split, training=TrainingSpec(), cache_folder=cache_folder)
         store.put(keys.DATA, data.model_dump_json(indent=1).encode())
-    before = _result(store, run_id)
+    elif before is None or before.state is not RunState.COMPLETE:
+        refuse_changed_files(read_record(store, keys.DATA, StudyData), cache_folder)
     if before is not None and before.state is RunState.FAILED:
         store.delete(keys.result(run_id))
     store.put(keys.request(run_id), request.model_dump_json().encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +32,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+_ENDLESS, _LONGEST = float("inf"), 1e300
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:\.\d+)?)s)?")
 
 
@@ -39,10 +42,10 @@ def parse_duration(text: str | float) -> float:
     Raises:
         ValueError: If it is none, or not more than nothing.
     """
-    if isinstance(text, bool):
+    if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise ValueError("a duration is a number of seconds or a text like 1h30m")
     if isinstance(text, int | float):
-        seconds = float(text)
+        seconds = float(text) if text < _LONGEST else _ENDLESS
     else:
         compact = re.sub(r"\s+", "", text.lower())
         match = _DURATION.fullmatch(compact)
@@ -53,12 +56,20 @@ def parse_duration(text: str | float) -> float:
             seconds = sum(float(part) * factor for part, factor in zip(match.groups(), factors, strict=True) if part)
         else:
             raise ValueError(f"'{text}' is not a duration; write for example 45s, 20m, 1h or 1h30m")
-    if not 0 < seconds < float("inf"):
+    if not 0 < seconds < _ENDLESS:
         raise ValueError(f"a duration must be more than nothing, not {text}")
     return seconds
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+def _of_home(place: object) -> object:
+    """Return a place with the home folder for a leading `~`, as a shell would have it."""
+    return os.path.expanduser(place) if isinstance(place, str) else place  # noqa: PTH111
+
+
+Place = Annotated[str, BeforeValidator(_of_home)]
 
 
 @dataclass(frozen=True)
@@ -207,7 +218,7 @@ class SplitSpec(_Section):
     """Parts of the other cases; each is held out once."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the division; the same seed divides the same cases alike."""
-    file: str | None = None
+    file: Place | None = None
     """File or s3:// location of JSON or YAML with `test: [ids]`, `folds: [[ids], ...]`; replaces the three above."""
 
 
@@ -273,13 +284,16 @@ class ExecutionSpec(_Section):
     """auto: a GPU where there is one."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of each run; None: cores divided by max_parallel_runs, on a cluster the chart's trial.threads."""
-    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    memory_gib: Annotated[float, Field(gt=0, le=2**20)] | None = None
     """Memory that one run may use (of the GPU, else of the machine's share); None: measured, on a cluster the chart's
     trial.gpu.memoryGiB (without GPUs the limit in trial.resources)."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the arithmetic in training and prediction; auto: the fastest that the device has in hardware."""
     compile: bool = False
     """Compile the network with torch.compile, which takes its time in every run."""
+
+
+PatchSide = Annotated[int, Field(ge=1, le=4096)]
 
 
 class TrainingSpec(_Section):
@@ -291,7 +305,7 @@ class TrainingSpec(_Section):
     """At most so many of a fold's cases are scored in a validation, always the same; None: all."""
     max_patch_voxels: Annotated[int, Field(ge=512)] = 128**3
     """Patches follow the data's shape up to this many voxels."""
-    patch_voxels: tuple[int, int, int] | None = None
+    patch_voxels: tuple[PatchSide, PatchSide, PatchSide] | None = None
     """One patch for all configurations, rounded up to what the depth needs; None: from the data."""
 
 
@@ -318,9 +332,9 @@ class StudySpec(_Section):
     """Of this format."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
     """Lower-case letters, digits and hyphens, at most 40: it names folders, Jobs and labels."""
-    dataset: str
+    dataset: Place
     """Folder in MSD or nnU-Net layout, or its place on S3: s3://BUCKET/PREFIX."""
-    store: str = "./studies"
+    store: Place = "./studies"
     """Folder or s3://BUCKET/PREFIX that holds the study's own; ignored on a cluster: there s3://BUCKET/studies does."""
     split: SplitSpec = SplitSpec()
     """How the cases are divided."""
@@ -369,7 +383,7 @@ def load_spec(path: str | Path, overrides: tuple[str, ...] = ()) -> StudySpec:
 
 
 def read_yaml(path: str | Path) -> object:
-    """Return what a YAML or JSON file holds; None if it is empty.
+    """Return what a YAML or JSON file holds; None if it is empty, and YAML.
 
     Raises:
         SpecError: If it cannot be read, or is neither.
@@ -378,7 +392,12 @@ def read_yaml(path: str | Path) -> object:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return parse_yaml(text, where=str(path))
+    if Path(path).suffix.lower() != ".json":
+        return parse_yaml(text, where=str(path))
+    try:
+        return json.loads(text)  # YAML takes no tabs
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{path} is no JSON: {error}") from error
 
 
 def parse_yaml(text: str | bytes, *, where: str) -> object:

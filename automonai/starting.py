@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from operator import attrgetter
@@ -11,22 +10,22 @@ from pathlib import Path
 from time import time
 
 import yaml
+from pydantic import BaseModel
 
 from automonai.domain.events import SpecChanged, StudyStarted
 from automonai.domain.request import StudyData
 from automonai.domain.study import Study
-from automonai.errors import DatasetError, SpecError, StudyNotFoundError
-from automonai.execution.machine import detect_processor
+from automonai.errors import SpecError, StudyNotFoundError
 from automonai.preparing import cache_folder_of, prepare_data
 from automonai.spec import StudySpec
 from automonai.storage import keys
 from automonai.storage.journal import Journal
-from automonai.storage.opening import is_remote, join_location
+from automonai.storage.opening import join_location
 from automonai.storage.store import Store, read_record
 
 _LASTING = ("budget.min_epochs", "budget.max_epochs", "budget.eta", "dataset", "split", "search", "training")
 """What of a spec stays as it was when the study was started."""
-_LIMITS = ("budget.iterations", "budget.epochs", "budget.time")
+_LIMITS_OF_THE_SEARCH = ("budget.iterations", "budget.epochs")
 
 
 def replay(journal: Journal, place: str | Path) -> Study:
@@ -141,54 +140,33 @@ def _go_on(spec: StudySpec, study: Study, store: Store, journal: Journal) -> tup
 def _refuse_another(spec: StudySpec, study: Study) -> None:
     """Refuse a spec that a started study is not of: its results would not compare, or its rungs would move.
 
-    One that is over does not go on either, and its answer is none to a spec with another budget.
+    Nor can it change what has been decided by now: one that is over is no answer to another budget.
     """
-    for name in (*_LASTING, *(_LIMITS if study.is_over else ())):
+    for name, since in _settled(study):
         before, now = (attrgetter(name)(given) for given in (study.spec, spec))
         if before != now:
             raise SpecError(
-                f"study {spec.name} {'is over, and ' if study.is_over else ''}was started with another '{name}'"
-                f" ({_difference(before, now)}); give this one another name, or restore the setting"
+                f"study {spec.name} {since} another '{name}' ({_difference(before, now)}); give this one another name,"
+                " or restore the setting"
             )
 
 
-def refuse_changed_files(data: StudyData, cache_folder: Path) -> None:
-    """Refuse a dataset on this machine of which files are gone, out of reach, or not what they were.
-
-    A bucket's is left to who fetches it: its place says which version is meant.
-
-    Args:
-        data: Of a started study.
-        cache_folder: Where hashes of files are remembered that have not changed.
-
-    Raises:
-        DatasetError: Naming each file or case.
-    """
-    dataset = data.dataset
-    if is_remote(dataset.root):
-        return
-    from automonai.imaging.content import case_digest, remembered_digest
-
-    paths = [path for case in dataset.cases for path in dataset.case_paths(case)]
-    missing = [f"{path}: was there when the study was started, and is not now" for path in paths if not path.is_file()]
-    if missing:
-        raise DatasetError(missing)
-    digest_of = partial(case_digest, dataset, digest_of=partial(remembered_digest, cache_folder=cache_folder))
-    with ThreadPoolExecutor(detect_processor().cores) as pool:
-        now = dict(zip((case.id for case in dataset.cases), pool.map(digest_of, dataset.cases), strict=True))
-    changed = [
-        f"case {case}: its files are not those with which the study was started; restore them, or start another study"
-        for case, before in data.contents.items()
-        if now[case] != before
-    ]
-    if changed:
-        raise DatasetError(changed)
+def _settled(study: Study) -> Iterator[tuple[str, str]]:
+    """Yield what of the spec can no longer change, and since when."""
+    for name in _LASTING:
+        yield name, f"{'is over, and ' if study.is_over else ''}was started with"
+    if study.is_over:
+        yield from ((name, "is over, and was made with") for name in (*_LIMITS_OF_THE_SEARCH, "budget.time", "refit"))
+    if study.search_ended is not None:
+        yield from ((name, "has ended its search with") for name in _LIMITS_OF_THE_SEARCH)
+    if study.refit is not None:
+        yield "refit", "has begun its refit with"
 
 
 def _difference(before: object, now: object) -> str:
-    if isinstance(before, str | int):
+    if not isinstance(before, BaseModel) or not isinstance(now, BaseModel):
         return f"{before}, now {now}"
-    old, new = before.model_dump(), now.model_dump()  # type: ignore[attr-defined]
+    old, new = before.model_dump(), now.model_dump()
     return "; ".join(f"{key}: {old[key]!r}, now {new[key]!r}" for key in old if old[key] != new[key])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -203,7 +204,7 @@ def summary_lines(summary: Summary, *, location: str) -> list[str]:
         if words := overtaken_words(summary):
             lines.append(f"         trial {summary.trials[0].trial} was first in the search; {words}")
     lines.append(f"report   {join_location(location, REPORT_HTML)}")
-    lines.append(f"next     automonai predict {location} IMAGES... --output DIR")
+    lines.append(f"next     automonai predict {shlex.quote(location)} IMAGES... --output DIR")
     return lines
 
 

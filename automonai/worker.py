@@ -349,7 +349,7 @@ def _logged(run_id: str, store: Store) -> Iterator[None]:
                 logger.warning("the run ends without an answer", exc_info=True)
                 raise
     except BaseException:
-        with suppress(StorageError):  # it must not take the place of what went wrong
+        with suppress(StorageError, OSError):  # it must not take the place of what went wrong
             store.put(key, text.getvalue().encode())
         raise
     store.put(key, text.getvalue().encode())

@@ -306,8 +306,10 @@ def _type_words(schema: Schema, definitions: Schema) -> str:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
         items = schema.get("items") or schema["prefixItems"][0]
-        count = f"{len(schema['prefixItems'])} " if "prefixItems" in schema else "list of "
-        return f"{count}{_type_words(items, definitions)}{'s' if 'prefixItems' in schema else ''}"
+        if "prefixItems" not in schema:
+            return f"list of {_type_words(items, definitions)}"
+        word = TYPE_WORDS[items["type"]]
+        return f"{len(schema['prefixItems'])} {word}s{_limit_words(items)}"
     if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), dict):
         return f"mapping to {_type_words(schema['additionalProperties'], definitions)}"
     return TYPE_WORDS.get(schema.get("type", ""), "anything") + _limit_words(schema)

@@ -287,6 +287,9 @@ def _inside(path: object, where: str, problems: list[str]) -> str | None:
     if Path(plain).is_absolute() or plain.split("/")[0] in ("..", "."):
         problems.append(f"{where}: {path:.200} is not a file inside the dataset's folder")
         return None
+    if "\\" in plain:
+        problems.append(f"{where}: {path:.200} has a backslash in its name; rename the file")
+        return None
     if file_ending(Path(plain)) is None:
         problems.append(f"{where}: {path:.200} has no known image ending; expected {', '.join(ENDINGS)}")
         return None

@@ -111,7 +111,7 @@ class MemberSummary(Record):
     weight: float
     """Share in the ensemble; all add up to 1."""
     is_refit: bool
-    """Whether it was trained to the end; False: it is the search's own, since no network that was came through."""
+    """Whether it was trained to the end; if not it is the search's own, since no network that was came through."""
 
 
 class EnsembleSummary(Record):

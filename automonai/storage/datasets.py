@@ -198,8 +198,24 @@ def limit_from_environment() -> int:
 def _dataset_files(folder: Path) -> list[str]:
     if not (folder / "dataset.json").is_file():
         raise DatasetError([f"{folder}: there is no dataset.json; name a dataset's folder in MSD or nnU-Net layout"])
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    found = sorted(_files_below(folder))
+    odd = [path for path in found if "\\" in path]
+    if odd:
+        raise DatasetError([f"{folder}: {path}: a backslash cannot be part of a file's name on S3" for path in odd])
+    return found
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Yield the files of a folder by their paths in it, hidden ones left out; linked folders are followed."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place)
+        if here.resolve() in (parent.resolve() for parent in here.parents):  # a link to a folder that it lies in
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and (here / name).is_file():
+                yield (here / name).relative_to(folder).as_posix()
 
 
 def _manifest_bytes(store: Store, location: str) -> bytes:

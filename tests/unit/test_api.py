@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import studies
 
-from automonai import api, single_training, starting, worker
+from automonai import api, preparing, single_training, starting, worker
 from automonai.domain.configuration import Configuration
 from automonai.domain.dataset import Split
-from automonai.domain.events import Event, SpecChanged, StudyEnded
+from automonai.domain.events import Event, RefitChosen, SearchEnded, SpecChanged, StudyEnded
 from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, TrainRequest
 from automonai.domain.run import Result, RunState
 from automonai.errors import (
@@ -25,8 +25,7 @@ from automonai.errors import (
     StudyNotFoundError,
 )
 from automonai.imaging.phantom import write_phantom
-from automonai.preparing import prepare_data
-from automonai.spec import ExecutionSpec, SplitSpec, StudySpec, TrainingSpec
+from automonai.spec import ExecutionSpec, RefitSpec, SplitSpec, StudySpec, TrainingSpec
 from automonai.storage import keys
 from automonai.storage.journal import Journal
 from automonai.storage.local import LocalStore
@@ -59,6 +58,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(starting, "prepare_data", prepare)
     monkeypatch.setattr(single_training, "prepare_data", prepare)
+    monkeypatch.setattr(single_training, "refuse_changed_files", lambda data, cache_folder: None)
     return datasets
 
 
@@ -124,7 +124,9 @@ def test_the_rungs_of_a_started_study_stay(rungs: dict[str, int]) -> None:
     ("change", "words"),
     [
         ({"dataset": "elsewhere"}, "is over, and was started with another 'dataset'"),
-        ({"budget": {"iterations": 7}}, r"is over, and was started with another 'budget.iterations' \(3, now 7\)"),
+        ({"budget": {"iterations": 7}}, r"is over, and was made with another 'budget.iterations' \(3, now 7\)"),
+        ({"budget": {"time": 60.0}}, r"is over, and was made with another 'budget.time' \(None, now 60.0\)"),
+        ({"refit": RefitSpec(members=1)}, r"is over, and was made with another 'refit' \(members: None, now 1\)"),
         ({"execution": ExecutionSpec(max_parallel_runs=2)}, ""),
     ],
 )
@@ -143,6 +145,29 @@ def test_a_study_that_is_over_answers_no_other_spec(change: dict[str, object], w
             begin()
 
 
+@pytest.mark.parametrize(
+    ("happened", "change", "words"),
+    [
+        (SearchEnded(at=5.0, why="so"), {"budget": {"iterations": 7}}, "has ended its search with another 'budget.it"),
+        (SearchEnded(at=5.0, why="so"), {"budget": {"epochs": 700}}, "has ended its search with another 'budget.ep"),
+        (SearchEnded(at=5.0, why="so"), {"refit": RefitSpec(members=1)}, ""),
+        (RefitChosen(at=6.0, runs=(), why="so"), {"refit": RefitSpec(members=1)}, "has begun its refit with another"),
+    ],
+)
+def test_what_is_decided_cannot_be_changed(happened: Event, change: dict[str, Any], words: str) -> None:
+    store, spec = MemoryStore(), studies.make_spec()
+    starting.begin(spec, store, Journal(store))
+    Journal(store).append(happened)
+    if "budget" in change:
+        change = {"budget": spec.budget.model_copy(update=change["budget"])}
+    other = spec.model_copy(update=change)
+    if not words:
+        assert starting.begin(other, store, Journal(store))[0].spec == other
+        return
+    with pytest.raises(SpecError, match=words):
+        starting.begin(other, store, Journal(store))
+
+
 @pytest.mark.parametrize("key", ["runs/refit-0000-fold-0/result.json", "ensemble/ensemble.json"])
 def test_a_study_does_not_begin_where_another_has_left_answers(key: str) -> None:
     store = MemoryStore()
@@ -155,23 +180,25 @@ def test_a_dataset_that_is_gone_is_told_with_each_file(tmp_path: Path) -> None:
     spec = studies.make_spec()
     data = studies.make_data(spec)
     with pytest.raises(DatasetError, match="was there when the study was started, and is not now") as caught:
-        starting.refuse_changed_files(data, tmp_path)
+        preparing.refuse_changed_files(data, tmp_path)
     assert len(caught.value.problems) == 2 * len(data.dataset.cases)
     remote = data.dataset.model_copy(update={"root": "s3://bucket/datasets/a#1"})
-    starting.refuse_changed_files(data.model_copy(update={"dataset": remote}), tmp_path)
+    preparing.refuse_changed_files(data.model_copy(update={"dataset": remote}), tmp_path)
 
 
 def test_a_case_whose_files_are_others_than_at_the_start_is_told(tmp_path: Path) -> None:
     phantom = tmp_path / "phantom"
     write_phantom(phantom, cases=5, shape=(16, 16, 16))
-    data = prepare_data(phantom, split=SplitSpec(test=0.2, folds=2), training=TrainingSpec(), cache_folder=tmp_path)
+    data = preparing.prepare_data(
+        phantom, split=SplitSpec(test=0.2, folds=2), training=TrainingSpec(), cache_folder=tmp_path
+    )
     assert set(data.contents) == {case.id for case in data.dataset.cases}
-    starting.refuse_changed_files(data, tmp_path / "cache")
-    starting.refuse_changed_files(data, tmp_path / "cache")
+    preparing.refuse_changed_files(data, tmp_path / "cache")
+    preparing.refuse_changed_files(data, tmp_path / "cache")
     label, other = (data.dataset.label_path(case) for case in data.dataset.cases[:2])
     label.write_bytes(other.read_bytes())
     with pytest.raises(DatasetError, match=f"^case {data.dataset.cases[0].id}: its files are not those with which"):
-        starting.refuse_changed_files(data, tmp_path / "cache")
+        preparing.refuse_changed_files(data, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(("key", "kind"), [("data.json", "StudyData"), ("ensemble/ensemble.json", "EnsembleResult")])
@@ -311,6 +338,20 @@ def test_a_training_that_was_interrupted_goes_on(train: Callable[..., Result], t
         train()
     assert train().state is RunState.COMPLETE
     assert trainer.requests[0] == trainer.requests[1]
+
+
+def test_another_fold_is_not_trained_on_other_files(
+    train: Callable[..., Result], trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(data: StudyData, cache_folder: Path) -> None:
+        raise DatasetError([f"{data.dataset.root}: is not what it was"])
+
+    complete = train()
+    monkeypatch.setattr(single_training, "refuse_changed_files", refuse)
+    assert train() == complete
+    with pytest.raises(DatasetError, match="is not what it was"):
+        train(fold=1)
+    assert len(trainer.requests) == 1
 
 
 def test_a_training_that_failed_is_tried_anew(train: Callable[..., Result], trainer: Trainer) -> None:

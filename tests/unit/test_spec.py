@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,8 +32,10 @@ def test_a_duration_is_read_in_seconds(text: str | float, seconds: float) -> Non
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "h", "1x", "30m1h", "-5", "0", "1h 30", "nan", 0, -1, float("inf"), True])
-def test_what_is_no_duration_is_refused(text: str | float) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "h", "1x", "30m1h", "-5", "0", "1h 30", "nan", 0, -1, float("inf"), True, [1], 10**400]
+)
+def test_what_is_no_duration_is_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="duration"):
         parse_duration(text)
 
@@ -142,6 +146,24 @@ def test_what_looks_like_a_date_or_number_that_there_is_not_is_told(tmp_path: Pa
     (tmp_path / "study.yaml").write_text("name: a\n")
     with pytest.raises(SpecError, match="search.seed=.*: the value is neither YAML nor JSON"):
         load_spec(tmp_path / "study.yaml", (f"search.seed={text}",))
+
+
+def test_a_json_file_may_be_indented_with_tabs(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    document = {"name": "test", "dataset": "d", "budget": {"iterations": 1}}
+    path.write_text(json.dumps(document, indent="\t"))
+    assert load_spec(path).name == "test"
+    path.write_text("name: test")
+    with pytest.raises(SpecError, match="is no JSON"):
+        load_spec(path)
+
+
+def test_a_place_in_the_home_folder_is_meant_as_a_shell_means_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    document = {"name": "test", "dataset": "~/data", "store": "~/studies", "budget": {"iterations": 1}}
+    spec = parse_spec(document)
+    assert (spec.dataset, spec.store) == ("/home/me/data", "/home/me/studies")
+    assert parse_spec(document | {"dataset": "s3://bucket/~a"}).dataset == "s3://bucket/~a"
 
 
 def test_a_section_that_a_file_leaves_empty_may_be_set(tmp_path: Path) -> None:

@@ -59,6 +59,23 @@ def make_dataset(folder: Path, *, cases: int = 3, fill: bytes = b"x") -> Path:
     return folder
 
 
+def test_what_is_linked_is_pushed_and_a_loop_of_links_is_left(tmp_path: Path, source: Path) -> None:
+    (source / "imagesTr").rename(tmp_path / "elsewhere")
+    (source / "imagesTr").symlink_to(tmp_path / "elsewhere")
+    (source / "imagesTs").symlink_to(tmp_path / "elsewhere")
+    (source / "loop").symlink_to(source)
+    pushed = push_dataset(source, str(tmp_path / "bucket"))
+    assert pushed.files == 7
+    assert (tmp_path / "bucket" / "imagesTr" / "case_2.nii.gz").is_file()
+
+
+def test_a_name_that_s3_cannot_have_is_told_before_anything_is_pushed(tmp_path: Path, source: Path) -> None:
+    (source / "imagesTr" / "a\\b.nii.gz").write_bytes(b"x")
+    with pytest.raises(DatasetError, match="backslash"):
+        push_dataset(source, str(tmp_path / "bucket"))
+    assert not (tmp_path / "bucket").exists()
+
+
 def files_below(folder: Path) -> dict[str, bytes]:
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
