@@ -77,9 +77,9 @@ def step(
         command=["automonai"],
         args=["step", name, *arguments],
         env=[Env(name=key, value=value) for key, value in _environment(study, gpus).items()],
-        env_from=[
-            ConfigMapEnvFrom(name=release.SETTINGS),
+        env_from=[  # the last one counts: a secret may hold an address of the store, too, which trainings do not heed
             SecretEnvFrom(name=release.STORE_SECRET, optional=True),
+            ConfigMapEnvFrom(name=release.SETTINGS),
         ],
         volumes=[
             *(EmptyDirVolume(name=volume, mount_path=path) for volume, path in _OWN_VOLUMES.items()),

@@ -9,6 +9,9 @@ from automonai.domain.run import LossCause
 from automonai.execution.cluster_objects import Condition, Job, Pod, Terminated, Waiting
 from automonai.execution.executor import left_without_answer
 
+KILLED = 137
+"""Exit code of a container that was ended by SIGKILL."""
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -211,7 +214,7 @@ def _cannot_start(pod: Pod) -> Waiting | None:
 
 
 def _exit_words(ended: Terminated) -> str:
-    if ended.exit_code == 137:
+    if ended.exit_code == KILLED:
         return "its worker was ended by SIGKILL (exit code 137)"
     return left_without_answer(ended.exit_code, ended.message.strip())
 

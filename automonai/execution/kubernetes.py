@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import time
@@ -11,13 +12,14 @@ from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.errors import ClusterError
 from automonai.execution.cluster_api import CONFLICT, FORBIDDEN, ClusterApi
 from automonai.execution.cluster_objects import Job, Pod
-from automonai.execution.endings import Limits
+from automonai.execution.endings import KILLED, Limits
 from automonai.execution.executor import Notice, Report, pause_before
 from automonai.execution.jobs import (
     PART_OF,
     PART_OF_LABEL,
     RUN_LABEL,
     STUDY_ID_LABEL,
+    WORKFLOW_LABEL,
     JobTemplate,
     StudyHandle,
     WorkflowOwner,
@@ -32,6 +34,8 @@ from automonai.storage.store import Store
 logger = logging.getLogger(__name__)
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
+_LOG_END = 4096
+"""Characters in which a log's last message is looked for."""
 TICK_SECONDS = 0.5
 """Creations that were put off and limits on waiting are looked at this often while nothing else happens."""
 
@@ -168,9 +172,17 @@ class KubernetesExecutor:
             self._adopt(job)
 
     def _adopt(self, job: TrackedJob) -> None:
-        """Take over a Job of that name as it is; one that is being deleted makes room for a new one first."""
+        """Take over a Job of that name as it is; one that is being deleted makes room for a new one first.
+
+        So does another workflow's, which is over: the janitor would delete its Job under this one's hands.
+        """
         found = self._api.find_job(job.name)
         if found is None or found.metadata.deletion_timestamp is not None:
+            job.put_off(self._clock())
+            return
+        workflow = "" if self._owner is None else self._owner.name
+        if found.metadata.labels.get(WORKFLOW_LABEL, "") != workflow:
+            self._api.delete_job(job.name)
             job.put_off(self._clock())
             return
         job.made(found.metadata.uid, is_adopted=True)
@@ -239,6 +251,7 @@ class KubernetesExecutor:
         return job.is_answered or (job.may_have_answered and self._store.exists(keys.answer(job.run_id)))
 
     def _keep_log(self, job: TrackedJob) -> None:
+        """Store the log of a lost run's pod behind its earlier attempts'; a worker that was not killed has done so."""
         pod = job.sighting.newest_pod
         if pod is None or pod.status.phase == "Pending" or pod.metadata.uid in job.sighting.gone:
             return
@@ -247,7 +260,11 @@ class KubernetesExecutor:
         except ClusterError as error:
             logger.warning("the log of pod %s is not to be had: %s", pod.metadata.name, error, extra=job.ids)
             return
-        self._store.put(keys.log(job.run_id), log.encode())
+        key = keys.log(job.run_id)
+        before = self._store.get(key).decode(errors="replace") if self._store.exists(key) else ""
+        was_killed = pod.terminated is None or pod.terminated.exit_code == KILLED
+        if was_killed or _last_message(log) not in before[-_LOG_END:]:
+            self._store.put(key, (before + log).encode())
 
     def _delete(self, job: TrackedJob) -> None:
         try:
@@ -255,6 +272,15 @@ class KubernetesExecutor:
         except ClusterError as error:
             what = "Job %s could not be deleted and is left to the exit step and the janitor: %s"
             logger.warning(what, job.name, error, extra=job.ids)
+
+
+def _last_message(log: str) -> str:
+    """Return what a pod's last line says; the line itself where it is no JSON object with a message."""
+    last = log.rstrip().rpartition("\n")[2]
+    try:
+        return str(json.loads(last)["message"])
+    except (ValueError, TypeError, KeyError):
+        return last
 
 
 def _is_passing(error: ClusterError) -> bool:

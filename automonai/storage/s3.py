@@ -271,6 +271,8 @@ class S3Store:
         match error:
             case S3Error() if error.code in _TRANSIENT_CODES or error.response.status in _TRANSIENT_STATUSES:
                 return f"{endpoint} answered {error.code}"
+            case S3Error() if error.code == "ExpiredToken" and self._settings.access_key is None:
+                return f"{endpoint} answered {error.code}"  # this machine's clock is behind: it will renew its keys
             case ServerError() | InvalidResponseError() if _status(error) in _TRANSIENT_STATUSES:
                 return f"{endpoint} answered with status {_status(error)}"
             case HTTPError() if not _is_certificate_error(error):

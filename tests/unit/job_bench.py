@@ -37,8 +37,8 @@ class Bench:
     clock: VirtualClock
     made: list[KubernetesExecutor]
 
-    def executor(self, slots: int = 2) -> KubernetesExecutor:
-        owner = WorkflowOwner(name="study-abc", uid="u-1")
+    def executor(self, slots: int = 2, *, workflow: str = "study-abc") -> KubernetesExecutor:
+        owner = WorkflowOwner(name=workflow, uid=f"uid of {workflow}")
         self.made.append(
             KubernetesExecutor(
                 self.cluster.api(),

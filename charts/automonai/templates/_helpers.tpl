@@ -201,8 +201,12 @@ initContainers:
     resources: {{ include "automonai.resources" $root.Values.controller.executorResources | fromYaml | toJson }}
 containers:
   - name: wait
-    {{- /* How often it passes on a step's progress; Argo's own default is a minute. */}}
-    env: [{name: ARGO_PROGRESS_PATCH_TICK_DURATION, value: 10s}]
+    {{- /* How often it passes on a step's progress: Argo's own default is a minute. It stores logs and report, too. */}}
+    {{- $env := list (dict "name" "ARGO_PROGRESS_PATCH_TICK_DURATION" "value" "10s") }}
+    {{- range .values.env }}
+    {{- if regexMatch "(?i)^(https?|no)_proxy$" .name }}{{ $env = append $env . }}{{ end }}
+    {{- end }}
+    env: {{ toJson $env }}
     securityContext: {{ include "automonai.argoSecurityContext" $root | fromYaml | toJson }}
     resources: {{ include "automonai.resources" $root.Values.controller.executorResources | fromYaml | toJson }}
   - name: main
@@ -249,12 +253,15 @@ capabilities:
 {{- include "automonai.podPatch" (merge (dict "values" $values "resources" $resources "graceSeconds" 60) .) -}}
 {{- end -}}
 
-{{- /* For pods that train or predict without a Job; the parameter gpus of their workflow says how many GPUs. */ -}}
+{{- /*
+For pods that train or predict without a Job; the parameter gpus of their workflow says how many GPUs. Only as a number:
+the patch is JSON in a text, and what a submitter writes could else end that text and go on as part of the pod.
+*/ -}}
 {{- define "automonai.trialPatch" -}}
 {{- $trial := .Values.trial -}}
 {{- $resources := include "automonai.resources" $trial.resources | fromYaml -}}
 {{- $limits := default (dict) $resources.limits -}}
-{{- $_ := set $limits $trial.gpu.resourceName "{{workflow.parameters.gpus}}" -}}
+{{- $_ := set $limits $trial.gpu.resourceName "{{=asInt(workflow.parameters.gpus)}}" -}}
 {{- $_ := set $resources "limits" $limits -}}
 {{- include "automonai.podPatch" (dict "root" . "values" $trial "resources" $resources "graceSeconds" $trial.graceSeconds "sharedMemory" $trial.sharedMemory "usesCache" true) -}}
 {{- end -}}

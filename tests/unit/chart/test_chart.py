@@ -97,7 +97,7 @@ def test_gpu_values_reach_jobs_and_form(render: Render) -> None:
     assert parameters(objects, "automonai-study")["gpus-per-run"]["value"] == "2"
     assert patch_of(objects, "automonai-predict", "predict")["containers"][1]["resources"]["limits"] == {
         "memory": "64Gi",
-        "nvidia.com/gpu": "{{workflow.parameters.gpus}}",
+        "nvidia.com/gpu": "{{=asInt(workflow.parameters.gpus)}}",
     }
 
 

@@ -74,6 +74,46 @@ def test_environment_reaches_steps_trainings_and_predictions(render: Render) -> 
         assert container["env"][2:] == further
 
 
+def test_a_proxy_is_that_of_argos_own_container_too(render: Render) -> None:
+    """It is that one which stores the logs and the report."""
+    proxies = [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}, {"name": "no_proxy", "value": "10.0.0.1"}]
+    env = json.dumps([*proxies, {"name": "PROXY_OF_OTHERS", "value": "x"}])
+    objects = render("external-s3", "--set-json", f"controller.env={env}", "--set-json", f"trial.env={env}")
+    for workflow, step in PODS:
+        containers = {c["name"]: c for c in patch_of(objects, f"automonai-{workflow}", step)["containers"]}
+        assert containers["wait"]["env"][1:] == proxies
+
+
+def test_no_parameter_is_part_of_a_pods_patch_but_as_a_number(render: Render) -> None:
+    """A patch is JSON in a text: what a submitter writes could end the text and go on as part of the pod."""
+    found = set()
+    for workflow, step in PODS:
+        found |= set(re.findall("{{.*?}}", json.dumps(patch_of(render("gpus"), f"automonai-{workflow}", step))))
+    assert found == {"{{=asInt(workflow.parameters.gpus)}}"}
+
+
+def test_the_charts_address_of_the_store_counts_whatever_else_a_secret_holds(render: Render) -> None:
+    objects = render("external-s3")
+    sources = [template_of(objects, f"automonai-{workflow}", step)["container"]["envFrom"] for workflow, step in PODS]
+    sources += [
+        container["envFrom"] for _, pod in pods(objects) for container in pod["containers"] if "envFrom" in container
+    ]
+    assert len(sources) > len(PODS)
+    assert {tuple(next(iter(source)) for source in each)[-1] for each in sources} == {"configMapRef"}
+
+
+@pytest.mark.parametrize(("release", "is_allowed"), [("seg.v2", False), ("7seg", False), ("seg-v2", True)])
+def test_a_release_whose_minio_could_have_no_service_is_refused(release: str, is_allowed: bool, helm: Helm) -> None:
+    known = [argument for api in APIS for argument in ("--api-versions", api)]
+    answer = helm("template", release, str(CHART), "-f", str(VALUES / "minio.yaml"), *known)
+    assert (answer.returncode == 0) is is_allowed
+    assert ("--set fullnameOverride=automonai" in answer.stderr) is not is_allowed
+    named = helm(
+        "template", release, str(CHART), "-f", str(VALUES / "minio.yaml"), *known, "--set", "fullnameOverride=a"
+    )
+    assert named.returncode == 0
+
+
 def test_without_further_environment_nothing_is_said_about_it(render: Render) -> None:
     objects = render("minio")
     assert not [step for workflow, step in PODS if "env" in main_of(patch_of(objects, f"automonai-{workflow}", step))]
@@ -176,11 +216,15 @@ def test_minio_takes_keys_that_somebody_else_keeps(render: Render) -> None:
     assert named == ["own-keys"] * 11
 
 
-NUMBERS = [((), "external"), (("--set", "minio.enabled=true,s3.endpoint="), "minio")]
-
-
-@pytest.mark.parametrize("more", [settings for settings, _ in NUMBERS], ids=[name for _, name in NUMBERS])
-def test_what_looks_like_a_number_stays_text(more: tuple[str, ...], render: Render) -> None:
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ((), "2024-5"),
+        (("--set", "minio.enabled=true,s3.endpoint=", "--set-string", "fullnameOverride=on"), "on"),
+    ],
+    ids=["external", "minio"],
+)
+def test_what_looks_like_no_text_stays_text(more: tuple[str, ...], name: str, render: Render) -> None:
     """The classes of `unknown_fields` take no number for a text."""
     objects = render("numbers", *more, apis=(*APIS, CILIUM), release="2024", namespace="123")
     assert [field for document in objects for field in unknown_fields(document)] == []
@@ -192,7 +236,7 @@ def test_what_looks_like_a_number_stays_text(more: tuple[str, ...], render: Rend
     assert template.labels["7"] == "on"
     assert (template.priority_class, template.runtime_class, template.kueue_queue) == ("007", "on", "no")
     assert template.env_from_secrets == ("123",)
-    artifacts = yaml.safe_load(by_name(objects)["ConfigMap", "2024-5-artifacts"]["data"]["automonai"])["s3"]
+    artifacts = yaml.safe_load(by_name(objects)["ConfigMap", f"{name}-artifacts"]["data"]["automonai"])["s3"]
     assert (artifacts["bucket"], artifacts["region"]) == ("2024", "1.5")
     assert artifacts["accessKeySecret"] == {"name": "123", "key": "AWS_ACCESS_KEY_ID"}
     for workflow, step in PODS:
@@ -200,7 +244,7 @@ def test_what_looks_like_a_number_stays_text(more: tuple[str, ...], render: Rend
         assert patch["imagePullSecrets"] == [{"name": "123"}]
         assert patch["priorityClassName"] == "007"
         assert {"name": "ca", "secret": {"secretName": "0x10"}} in patch["volumes"]
-    (dns,) = egress(objects, "2024-5-dns")
+    (dns,) = egress(objects, f"{name}-dns")
     assert dns["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "53"}
 
 

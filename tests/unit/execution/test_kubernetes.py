@@ -289,6 +289,27 @@ def test_the_log_of_a_pod_that_left_no_answer_is_kept(bench: Bench) -> None:
     assert bench.store.get(keys.log(request().run_id)) == b"the last words\n"
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "stored", "kept"),
+    [
+        (137, "attempt 0\n", 'attempt 0\n{"message": "epoch 3"}\n'),
+        (1, "attempt 0\nepoch 3\n", "attempt 0\nepoch 3\n"),  # by the worker itself
+        (127, "attempt 0\n", 'attempt 0\n{"message": "epoch 3"}\n'),  # it had not begun
+    ],
+)
+def test_the_log_of_a_lost_attempt_stands_once_behind_the_earlier_ones(
+    bench: Bench, exit_code: int, stored: str, kept: str
+) -> None:
+    bench.store.put(keys.log(request().run_id), stored.encode())
+    executor = bench.executor()
+    executor.submit(request())
+    pod = bench.cluster.start_pod(bench.cluster.only_job())
+    bench.cluster.logs[pod] = '{"message": "epoch 3"}\n'
+    bench.cluster.end_pod(pod, exit_code)
+    lost(executor)
+    assert bench.store.get(keys.log(request().run_id)).decode() == kept
+
+
 def test_cancelling_deletes_the_job(bench: Bench) -> None:
     executor = bench.executor()
     executor.submit(request())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
-from job_bench import TEMPLATE, Bench, lost, request, settle
+from job_bench import TEMPLATE, Bench, eventually, lost, request, settle
 
 from automonai.errors import ClusterError
 from automonai.execution.cluster_api import Listing
 from automonai.execution.cluster_objects import Kind
 from automonai.execution.executor import Notice, Report
+from automonai.execution.jobs import WORKFLOW_LABEL
 
 
 def test_a_successor_adopts_running_jobs_and_hears_of_their_end(bench: Bench) -> None:
@@ -24,6 +25,21 @@ def test_a_successor_adopts_running_jobs_and_hears_of_their_end(bench: Bench) ->
     bench.finish(request())
     bench.cluster.end_pod(pod, 0)
     assert second.poll(5.0) == [Report(run_id=request().run_id)]
+
+
+def test_a_job_of_a_workflow_that_is_over_makes_room_for_an_own_one(bench: Bench) -> None:
+    first = bench.executor(workflow="study-old")
+    first.submit(request())
+    first.close()
+    second = bench.executor(workflow="study-new")
+    second.submit(request())
+    bench.clock.now += 60
+
+    def workflows() -> list[str]:
+        assert second.poll(0.1) == []
+        return [job["metadata"]["labels"][WORKFLOW_LABEL] for job in bench.cluster.objects["jobs"].values()]
+
+    eventually(lambda: workflows() == ["study-new"])
 
 
 def test_a_successor_whose_first_look_at_the_pods_fails_looks_again(

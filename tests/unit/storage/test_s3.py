@@ -27,6 +27,7 @@ from automonai.errors import (
     StoreAccessError,
     StoreUnavailableError,
 )
+from automonai.storage import s3
 from automonai.storage.retrying import Retrying
 from automonai.storage.s3 import PART_BYTES, S3Store
 from automonai.storage.s3_settings import S3Location, S3Settings
@@ -313,6 +314,26 @@ def test_errors_of_a_busy_server_are_tried_again(
     with pytest.raises(expected):
         store.get("a")
     assert len(caplog.records) == len(statuses)
+
+
+@pytest.mark.parametrize("has_own_keys", [True, False])
+def test_keys_that_expired_by_the_servers_clock_are_waited_for_where_they_are_renewed(
+    answering: tuple[str, type[Answers]], has_own_keys: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, handler = answering
+    handler.statuses = [400]
+    handler.body = b"<Error><Code>ExpiredToken</Code></Error>"
+    monkeypatch.setattr(s3, "_provider", lambda settings: StaticProvider("id", "secret"))
+    keys_ = {"access_key": "id", "secret_key": "secret"} if has_own_keys else {}
+
+    def answer_otherwise(seconds: float) -> None:
+        handler.body = b"<Error><Code>NoSuchKey</Code></Error>"
+
+    store = S3Store(
+        S3Location("abc"), S3Settings(endpoint=endpoint, **keys_), retrying=Retrying(sleep=answer_otherwise)
+    )
+    with pytest.raises(StoreAccessError if has_own_keys else ObjectNotFoundError):
+        store.get("a")
 
 
 @pytest.mark.parametrize("operation", ["get", "exists", "put"])
