@@ -121,8 +121,7 @@ class Facts:
     def apply(self, event: Event) -> None:
         """Take one event into account."""
         if isinstance(event, SessionStarted):
-            self._sessions.append((event.at, event.at))
-            self.ensemble_strikes = 0
+            self._begin_session(event.at)
         elif self._sessions:
             began, last = self._sessions[-1]
             self._sessions[-1] = (began, max(last, event.at))  # a clock may be set back
@@ -138,6 +137,17 @@ class Facts:
                 self._apply_to_run(event)
             case _:
                 self._apply_step(event)
+
+    def _begin_session(self, at: float) -> None:
+        """Begin anew where the last session ended: a night between them is no time that runs took."""
+        pause = max(0.0, at - self._sessions[-1][1]) if self._sessions else 0.0
+        self._sessions.append((at, at))
+        self.ensemble_strikes = 0
+        if self.ensemble_started_at is not None:
+            self.ensemble_started_at += pause
+        for run_id, record in self.runs.items():
+            if record.state is RunState.RUNNING and record.started_at is not None:
+                self.runs[run_id] = replace(record, started_at=record.started_at + pause)
 
     def _apply_step(self, event: Event) -> None:
         match event:

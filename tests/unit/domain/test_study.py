@@ -97,3 +97,11 @@ def test_time_in_the_queue_and_time_that_was_lost_outlive_a_runs_next_attempt() 
     study = told(QUEUED, STARTED, LOST, QUEUED.model_copy(update={"at": 55.0}), STARTED.model_copy(update={"at": 58.0}))
     assert study.queue_seconds == [20.0, 3.0]
     assert study.lost_seconds == 20.0
+
+
+def test_a_night_between_two_sessions_is_no_time_that_a_run_took() -> None:
+    morning = SessionStarted(at=1000.0, host="a", process=2)
+    running = told(QUEUED, STARTED, morning)
+    assert record_of(running).started_at == 1000.0
+    running.apply(LOST.model_copy(update={"at": 1020.0}))
+    assert running.lost_seconds == 20.0
