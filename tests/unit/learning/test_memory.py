@@ -12,9 +12,11 @@ import torch
 from automonai.learning import memory
 from automonai.learning.memory import (
     allow_many_files,
+    free_gpu_bytes,
     gpu_memory,
     machine_bytes,
     peak_memory_bytes,
+    recording,
     release_gpu_memory,
     reset_peak_memory,
     resident_bytes,
@@ -40,6 +42,28 @@ def test_the_peak_is_that_of_the_fullest_gpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda number: [5, 7][number])
     assert peak_memory_bytes() == 7
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_what_a_recording_holds_is_taken_until_it_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved = [100]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda number: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda number: reserved[0])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda number: 90)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda number: [95, 5][number])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (1000, 2000))
+    assert (peak_memory_bytes(), free_gpu_bytes(torch.device("cuda"))) == (95, 1010)
+    with recording(torch.device("cuda")):
+        reserved[0] = 160  # 60 more, of which torch says that nobody has them
+    (gpu,) = gpu_memory(ExecutionSpec())
+    assert (peak_memory_bytes(), gpu.peak_bytes(), gpu.allocated_bytes()) == (155, 155, 150)
+    assert free_gpu_bytes(torch.device("cuda")) == 1010
+    reserved[0] = 100
+    release_gpu_memory()
+    assert (peak_memory_bytes(), free_gpu_bytes(torch.device("cuda"))) == (95, 1010)
 
 
 @pytest.mark.usefixtures("a_gpu")
