@@ -242,6 +242,16 @@ class SearchSpec(_Section):
     standard: dict[str, Scalar] = Field(default_factory=dict)
     """The configuration that is tried first, where it differs from the package's standard."""
 
+    @model_validator(mode="after")
+    def _compares_like_with_like(self) -> Self:
+        varies = isinstance(self.space.get("loss"), Choice | Ordered)
+        if self.objective == "loss" and varies:
+            raise ValueError(
+                "search.objective is loss, and search.space.loss varies: values of different losses do not compare;"
+                " fix search.space.loss, or let the objective be dice"
+            )
+        return self
+
 
 class BudgetSpec(_Section):
     """How much may be spent; the first limit that is reached ends the search."""
@@ -318,7 +328,7 @@ class RefitSpec(_Section):
     tolerance: Annotated[float, Field(ge=0)] = 0.01
     """A further configuration is refitted only if its loss in the search is within this of the best one's."""
     members: Annotated[int, Field(ge=1)] | None = None
-    """Networks in all; None: every fold of each configuration, or what the time allows."""
+    """Networks in all, at most one for each fold of each configuration; None: so many, or what the time allows."""
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Epochs of each; None: budget.max_epochs, or what the time allows."""
     min_epochs_factor: Annotated[int, Field(ge=1)] = 12

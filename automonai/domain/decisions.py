@@ -133,15 +133,29 @@ def needed_checkpoints(study: Study) -> set[str]:
     if study.ensemble is not None:
         return {member.run_id for member in study.ensemble.members}
     needed = {record.run.id for record in study.runs.values() if record.run.purpose is Purpose.REFIT}
-    needed |= {result.run_id for _, result in study.ranking[:3]}
+    needed |= set(study.checkpoints_of_search[:3])
     for record in study.open_runs:
         needed.add(record.run.id)
         if record.resume_from is not None:
             needed.add(record.resume_from.split("/")[1])
     if study.search_ended is None:
         for bracket in _open_brackets(study):
-            needed |= bracket_progress(study, bracket).undecided
+            progress = bracket_progress(study, bracket)
+            needed |= progress.undecided
+            if (
+                progress.missing
+            ):  # or it has ended, if there is nothing more to propose: a new session does not know yet
+                needed |= _last_ended(study, bracket)
     return needed
+
+
+def _last_ended(study: Study, bracket: Bracket) -> set[str]:
+    """Return the id of the last run of each of a bracket's trials that has ended."""
+    last: set[str] = set()
+    for trial in study.trials_of(bracket.index):
+        runs = [Run(trial=trial, budget_epochs=budget).id for budget in bracket.budgets_epochs]
+        last |= set([run for run in runs if study.is_final(run)][-1:])
+    return last
 
 
 def search_seconds(study: Study) -> float:
@@ -154,13 +168,15 @@ def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
     """Return the cap on a run's time per epoch, None without one: the spec's, or what its search has left for it.
 
     All slots wait for the search's last run, and the refit with them: one that would take much longer than the search
-    had left when it was queued is given up, once there is another to give an answer. The others fit, by what was known
-    of their trial. A run that was lost may have been almost done: it is held to the spec's cap alone, refits to none.
+    had left when it was queued is given up. The others fit, by what was known of their trial. While there is no answer
+    yet, the first of the runs at hand may take what it takes, to give one. A run that was lost may have been almost
+    done: it is held to the spec's cap alone, refits to none.
     """
     if run.purpose is Purpose.REFIT:
         return None
     record, cap = study.runs[run.id], study.spec.budget.max_seconds_per_epoch
-    if study.spec.budget.time is None or record.losses or study.incumbent is None:
+    is_first = study.incumbent is None and all(run.trial <= other.run.trial for other in study.open_runs)
+    if study.spec.budget.time is None or record.losses or is_first:
         return cap
     left = search_seconds(study) - study.elapsed_at(record.queued_at)
     of_time = OVERTIME * left / _epochs_of(study, Queue(run, record.resume_from))

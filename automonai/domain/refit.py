@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from automonai.domain.events import RefitChosen
-from automonai.domain.run import Origin, Purpose, Run, Trial
+from automonai.domain.run import Origin, Purpose, Result, Run, Trial
 from automonai.domain.schedule import refit_validations
 from automonai.domain.study import Study
 
@@ -66,7 +66,7 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     trained beside the best, and the choice of the ensemble decides between them.
     """
     if study.spec.budget.time is None:
-        chosen = _configurations(study, [trial for trial, _ in study.ranking], most=1)
+        chosen = _configurations(study, [trial for trial, _ in _contenders(study)], most=1)
         members = study.spec.refit.members or len(chosen) * study.folds
         epochs = study.spec.refit.epochs or study.spec.budget.max_epochs
         runs = [_run(trial, fold, epochs) for trial, fold in _order(study, chosen)[:members]]
@@ -75,7 +75,7 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     hedge = _hedge(study, chosen)
     if hedge is not None:
         chosen = [chosen[0], hedge]
-    networks = study.spec.refit.members or 2 * study.spec.execution.max_parallel_runs
+    networks = min(study.spec.refit.members or 2 * study.spec.execution.max_parallel_runs, len(chosen) * study.folds)
     first = [trial.number for trial in chosen[:1]] * networks
     room = _room(study, chosen, seconds=_seconds_left(study, first, now=now, test_cases=test_cases))
     order = _members(study, room, chosen, is_hedged=hedge is not None)
@@ -112,9 +112,15 @@ def _chosen(now: float, runs: list[Run], why: str) -> RefitChosen:
 
 def _configurations(study: Study, order: list[Trial], *, most: int) -> list[Trial]:
     """Return the first of the order, and further ones whose loss is within the tolerance of the best."""
-    losses = {trial.number: result.loss or 0.0 for trial, result in study.ranking}
+    losses = {trial.number: result.loss or 0.0 for trial, result in _contenders(study)}
     limit = min(losses.values(), default=0.0) + study.spec.refit.tolerance
     return [trial for trial in order if losses[trial.number] <= limit][: study.spec.refit.configurations or most]
+
+
+def _contenders(study: Study) -> list[tuple[Trial, Result]]:
+    """Return the ranking without the trials that failed when they trained for longer; all where each has."""
+    failed = study.failed_trials
+    return [(trial, result) for trial, result in study.ranking if trial.number not in failed] or list(study.ranking)
 
 
 def _hedge(study: Study, chosen: list[Trial]) -> Trial | None:
@@ -122,19 +128,20 @@ def _hedge(study: Study, chosen: list[Trial]) -> Trial | None:
     refit = study.spec.refit
     if refit.configurations is not None or refit.members == 1 or not chosen or chosen[0].origin is Origin.STANDARD:
         return None
-    results = {trial.number: result for trial, result in study.ranking}
+    results = {trial.number: result for trial, result in _contenders(study)}
     best = results[chosen[0].number]
     if best.steps_per_epoch is None or best.steps_per_epoch * best.curve_epochs >= TELLING_STEPS:
         return None
-    return next((trial for trial, _ in study.ranking if trial.origin is Origin.STANDARD), None)
+    return next((trial for trial, _ in _contenders(study) if trial.origin is Origin.STANDARD), None)
 
 
 def _cheapest_of_equals(study: Study) -> list[Trial]:
     """Return the ranking, but those that are as good as the best in ascending order of their cost."""
-    best = min((result.loss or 0.0 for _, result in study.ranking), default=0.0)
-    alike = [trial for trial, result in study.ranking if (result.loss or 0.0) <= best + ALIKE]
+    contenders = _contenders(study)
+    best = min((result.loss or 0.0 for _, result in contenders), default=0.0)
+    alike = [trial for trial, result in contenders if (result.loss or 0.0) <= best + ALIKE]
     alike.sort(key=lambda trial: _pace(study, trial.number).seconds_per_epoch)
-    return alike + [trial for trial, _ in study.ranking if trial not in alike]
+    return alike + [trial for trial, _ in contenders if trial not in alike]
 
 
 def _room(study: Study, chosen: list[Trial], *, seconds: float) -> _Room:
@@ -168,8 +175,11 @@ def _members(study: Study, room: _Room, chosen: list[Trial], *, is_hedged: bool)
 
 
 def _order(study: Study, chosen: list[Trial]) -> list[tuple[Trial, int]]:
-    """Return configurations and folds, fold by fold, so that configurations meet on the same held-out cases."""
-    return [(trial, fold) for fold in range(study.folds) for trial in chosen]
+    """Return configurations and folds, fold by fold, so that configurations meet on the same held-out cases.
+
+    The first fold comes last: by its cases the search has chosen them, and the best of many is better there by luck.
+    """
+    return [(trial, fold) for fold in (*range(1, study.folds), 0) for trial in chosen]
 
 
 def _run(trial: Trial, fold: int, epochs: int) -> Run:

@@ -16,6 +16,13 @@ from automonai.domain.facts import ENSEMBLE_RUN_ID, Facts, RunRecord
 from automonai.domain.run import FailureReason, Purpose, Result, RunState, Trial
 from automonai.spec import SamplerName
 
+_OWN_FAULTS = (
+    FailureReason.BAD_CONFIGURATION,
+    FailureReason.DOES_NOT_FIT,
+    FailureReason.OUT_OF_MEMORY,
+    FailureReason.NON_FINITE_LOSS,
+)
+
 
 class Phase(StrEnum):
     """Where a study stands."""
@@ -98,15 +105,24 @@ class Study(Facts):
 
     @property
     def ranking(self) -> tuple[tuple[Trial, Result], ...]:
-        """Return the trials with the result of their last completed rung, lowest loss first."""
+        """Return the trials with the result of their last completed rung, lowest loss first.
+
+        A trial that failed in a longer training comes behind those that did not, whatever it had reached before.
+        """
         last: dict[int, Result] = {}
         for record in self.search_records():
             if record.state is RunState.COMPLETE and record.result and record.result.loss is not None:
                 known = last.get(record.run.trial)
                 if known is None or known.curve_epochs <= record.result.curve_epochs:
                     last[record.run.trial] = record.result
-        order = sorted(last.items(), key=lambda item: (item[1].loss or 0.0, item[0]))
+        failed = self.failed_trials
+        order = sorted(last.items(), key=lambda item: (item[0] in failed, item[1].loss or 0.0, item[0]))
         return tuple((self.trials[number], result) for number, result in order)
+
+    @property
+    def failed_trials(self) -> frozenset[int]:
+        """Return the trials of which a training of the search failed by its configuration's own fault."""
+        return frozenset(r.run.trial for r in self.search_records() if r.result and r.result.reason in _OWN_FAULTS)
 
     @property
     def incumbent(self) -> tuple[Trial, Result] | None:
@@ -182,9 +198,12 @@ class Study(Facts):
 
     @property
     def ensemble_candidates(self) -> tuple[str, ...]:
-        """Return the ids of the refitted networks; where none came through, the incumbent's own of the search."""
+        """Return the ids of the refitted networks; where none came through, the best of the search's that is there."""
         refits = [run.id for run in self.refit.runs] if self.refit else []
         complete = tuple(run_id for run_id in refits if self.runs[run_id].state is RunState.COMPLETE)
-        if complete or self.incumbent is None:
-            return complete
-        return (self.incumbent[1].run_id,)
+        return complete or self.checkpoints_of_search[:1]
+
+    @property
+    def checkpoints_of_search(self) -> tuple[str, ...]:
+        """Return the runs of the ranking of which the checkpoints are there, best first."""
+        return tuple(result.run_id for _, result in self.ranking if result.run_id not in self.cleaned)

@@ -438,7 +438,8 @@ class _Pace:
     def _refuse_if_too_slow(self, progress: Progress) -> None:
         cap = self.settings.max_seconds_per_epoch
         steps = progress.steps_per_epoch * median(self._recent)
-        validations = self._expected_validation_seconds() / self.settings.validation_every_epochs
+        epochs = max(1, self._length(progress) - progress.origin_step // progress.steps_per_epoch)
+        validations = self._expected_validation_seconds() / min(self.settings.validation_every_epochs, epochs)
         if cap is not None and steps + validations > cap:
             raise TooSlowError(
                 f"an epoch would take {steps + validations:.1f} s ({progress.steps_per_epoch} steps of"

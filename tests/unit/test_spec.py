@@ -148,6 +148,17 @@ def test_what_looks_like_a_date_or_number_that_there_is_not_is_told(tmp_path: Pa
         load_spec(tmp_path / "study.yaml", (f"search.seed={text}",))
 
 
+def test_losses_of_different_kinds_are_not_compared() -> None:
+    document = {"name": "test", "dataset": "d", "budget": {"iterations": 1}, "search": {"objective": "loss"}}
+    with pytest.raises(SpecError, match=r"search.objective is loss, and search.space.loss varies"):
+        parse_spec(document)
+    document["search"] = {
+        "objective": "loss",
+        "space": {"loss": "dice", "depth": {"type": "integer", "low": 2, "high": 3}},
+    }
+    assert parse_spec(document).search.objective == "loss"
+
+
 def test_a_json_file_may_be_indented_with_tabs(tmp_path: Path) -> None:
     path = tmp_path / "study.json"
     document = {"name": "test", "dataset": "d", "budget": {"iterations": 1}}

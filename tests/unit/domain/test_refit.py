@@ -39,7 +39,7 @@ def searched(
 
 def test_without_a_time_budget_the_winner_is_trained_on_every_fold_at_the_largest_budget() -> None:
     study = searched(iterations=1, second=0.001)
-    assert [(run.trial, run.fold, run.budget_epochs) for run in study.refit.runs] == [(0, k, 9) for k in range(4)]
+    assert [(run.trial, run.fold, run.budget_epochs) for run in study.refit.runs] == [(0, k, 9) for k in (1, 2, 3, 0)]
 
 
 @pytest.mark.parametrize("folds", [3, 5])
@@ -47,12 +47,12 @@ def test_without_a_time_budget_the_winner_is_trained_on_every_fold_at_the_larges
 def test_a_division_from_a_file_is_trained_on_its_own_folds(folds: int, budget: dict[str, float]) -> None:
     study = searched(folds=folds, second=0.2, **budget)
     assert study.spec.split.folds == 4
-    assert [run.fold for run in study.refit.runs] == list(range(folds))
+    assert [run.fold for run in study.refit.runs] == [*range(1, folds), 0]  # by fold 0 the search has chosen
 
 
 def test_close_configurations_meet_on_the_same_folds() -> None:
     study = searched(refit=RefitSpec(configurations=2, members=3), iterations=1, second=0.001)
-    assert [(run.trial, run.fold) for run in study.refit.runs] == [(0, 0), (1, 0), (0, 1)]
+    assert [(run.trial, run.fold) for run in study.refit.runs] == [(0, 1), (1, 1), (0, 2)]
 
 
 def test_a_configuration_that_is_clearly_worse_is_not_refitted() -> None:
@@ -188,7 +188,7 @@ def test_after_few_steps_the_standard_configuration_is_trained_beside_the_best(
 
 def test_one_slot_trains_the_standard_configuration_after_the_best() -> None:
     study = searched(time=600, refit_share=0.6, second=-0.05, steps_per_epoch=3, refit=RefitSpec(min_epochs_factor=90))
-    assert [(run.trial, run.fold) for run in study.refit.runs] == [(1, 0), (0, 0)]
+    assert [(run.trial, run.fold) for run in study.refit.runs] == [(1, 1), (0, 1)]
 
 
 @pytest.mark.parametrize("refit", [RefitSpec(configurations=1), RefitSpec(members=1)])
