@@ -69,6 +69,10 @@ class FakeCluster:
             self._oldest = self._version
             self._changed.notify_all()
 
+    def last_change(self, kind: str) -> int:
+        """Return the version of the last change of a kind that watches are told of."""
+        return max((version for version, of, *_ in self._history if of == kind), default=0)
+
     def count(self, method: str, part: str) -> int:
         return sum(asked == method and part in path for asked, path in self.requests)
 

@@ -109,10 +109,10 @@ def _bounds(mean: float, influences: NDArray[np.float64], largest: float) -> tup
     if count < 2:
         return None, None
     error = float(influences.std(ddof=1)) / math.sqrt(count)
-    if error == 0:
+    part = mean / largest
+    if error == 0 or mean * (1 - part) == 0:  # or so close to an end that it is one by rounding
         return mean, mean
     from scipy.special import stdtrit  # takes most of a second to import, and `status` rarely needs it
 
-    part = mean / largest
     odds_ratio = math.exp(float(stdtrit(count - 1, (1 + COVERAGE) / 2)) * error / (mean * (1 - part)))
     return mean / (part + (1 - part) * odds_ratio), mean / (part + (1 - part) / odds_ratio)

@@ -38,7 +38,7 @@ def test_a_put_replaces_what_was_there(store: Store) -> None:
     assert store.get("a") == b"new"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(content=st.binary(max_size=2000))
 def test_any_bytes_come_back(store: Store, content: bytes) -> None:
     store.put("bytes", content)

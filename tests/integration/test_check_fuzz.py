@@ -96,10 +96,10 @@ def test_a_mutated_dataset_passes_or_is_refused(source: Path, seed: int) -> None
     files = sorted(source.rglob("*.nii.gz"))
     target = source / "dataset.json" if chance.random() < 0.4 else chance.choice(files)
     kept = spoil(source, target, chance)
-    started = time.monotonic()
+    started = time.process_time()
     try:
         problems = refusal(source)
     finally:
         target.write_bytes(kept)
     assert problems is None or all(problem.strip().encode() for problem in problems)
-    assert time.monotonic() - started < SECONDS_PER_CASE
+    assert time.process_time() - started < SECONDS_PER_CASE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -50,6 +51,7 @@ class Bench:
                 clock=self.clock,
             )
         )
+        _clusters[self.made[-1]] = self.cluster
         return self.made[-1]
 
     def start(self, executor: KubernetesExecutor, trial: int = 1) -> str:
@@ -64,7 +66,7 @@ class Bench:
         self.store.put(keys.result(run.run_id), result.model_dump_json().encode())
 
 
-def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -73,7 +75,7 @@ def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
 
 def lost(executor: KubernetesExecutor, cause: LossCause | None = None) -> str:
     """Return why the only run is lost."""
-    reports = executor.poll(5.0)
+    reports = executor.poll(60.0)
     assert len(reports) == 1
     assert reports[0].lost is not None
     assert cause in (None, reports[0].cause)
@@ -91,6 +93,17 @@ def disruptions(notices: list[Notice]) -> int:
 
 
 def settle(executor: KubernetesExecutor) -> list[Report]:
-    """Let the watches' news arrive."""
-    time.sleep(0.1)
+    """Let the watches' news arrive: all there is by now, unless the API is away."""
+    cluster, deadline = _clusters[executor], time.monotonic() + 5.0
+    time.sleep(0.05)
+    while cluster.is_up and time.monotonic() < deadline and not _have_seen_all(executor, cluster):
+        time.sleep(0.01)
+    time.sleep(0.05)
     return executor.poll(0.0)
+
+
+_clusters: WeakKeyDictionary[KubernetesExecutor, FakeCluster] = WeakKeyDictionary()
+
+
+def _have_seen_all(executor: KubernetesExecutor, cluster: FakeCluster) -> bool:
+    return all(int(watcher._seen or 0) >= cluster.last_change(watcher._kind) for watcher in executor._watchers)

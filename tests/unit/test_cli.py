@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,12 +54,14 @@ def summary_of(*, succeeded: bool | None) -> Summary:
 
 
 def test_help_answers_in_under_half_a_second() -> None:
-    started = []
+    """Of the processor: another process may have it meanwhile."""
+    took = []
     for _ in range(3):
-        begin = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "automonai.cli", "--help"], check=True, capture_output=True)
-        started.append(time.perf_counter() - begin)
-    assert min(started) < HELP_LIMIT_SECONDS
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took) < HELP_LIMIT_SECONDS
 
 
 @pytest.mark.parametrize("module", ["torch", "monai", "hpbandster", "numpy", "pydantic", "rich", "kubernetes"])

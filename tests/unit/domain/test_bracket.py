@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from automonai.domain.bracket import (
@@ -104,7 +104,6 @@ def hpbandster_iteration(index: int, rungs: int, eta: int) -> SimpleNamespace:
 
 
 @given(rungs=st.integers(1, 7), eta=st.integers(2, 5), index=st.integers(0, 20))
-@settings(deadline=None)
 def test_sizes_equal_hpbandsters_but_where_its_floats_lose_a_trial(rungs: int, eta: int, index: int) -> None:
     ours = hyperband_bracket(index, tuple(eta**k for k in range(rungs)), eta)
     theirs = hpbandster_iteration(index, rungs, eta)
@@ -116,7 +115,6 @@ def test_sizes_equal_hpbandsters_but_where_its_floats_lose_a_trial(rungs: int, e
 
 
 @given(losses=st.lists(st.floats(0, 1), min_size=9, max_size=9, unique=True), rungs=st.integers(3, 4), eta=st.just(3))
-@settings(deadline=None)
 def test_promotions_equal_hpbandsters(losses: list[float], rungs: int, eta: int) -> None:
     iteration = hpbandster_iteration(rungs - 3, rungs, eta)  # the bracket of three rungs: 9, 3, 1
     assert list(iteration.num_configs) == [9, 3, 1]

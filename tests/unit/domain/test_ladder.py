@@ -7,7 +7,7 @@ from automonai.domain.ladder import FEWEST_STEPS, Ladder, fit_ladder, results_on
 
 
 @given(epochs=st.floats(min_value=0, max_value=1e6), steps=st.floats(min_value=0.5, max_value=1e4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_ladder_can_be_built_and_is_within_bounds(epochs: float, steps: float) -> None:
     ladder = fit_ladder(epochs, steps_per_epoch=steps)
     assert rung_budgets(ladder.min_epochs, ladder.max_epochs, ladder.eta)[-1] == ladder.max_epochs
@@ -15,7 +15,7 @@ def test_every_ladder_can_be_built_and_is_within_bounds(epochs: float, steps: fl
 
 
 @given(epochs=st.floats(min_value=0, max_value=1e5), steps=st.floats(min_value=1, max_value=1e3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_ladder_of_several_rungs_starts_with_enough_steps(epochs: float, steps: float) -> None:
     ladder = fit_ladder(epochs, steps_per_epoch=steps)
     is_one_rung = ladder.min_epochs == ladder.max_epochs

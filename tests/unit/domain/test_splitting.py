@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automonai.domain.splitting import make_split, parse_split
@@ -15,7 +15,7 @@ from automonai.errors import SpecError
 IDS = [f"case_{number:03d}" for number in range(20)]
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
+@settings(max_examples=50)
 @given(count=st.integers(1, 60), test=st.floats(0, 0.95), folds=st.integers(2, 8), seed=st.integers(0, 2**32))
 def test_a_split_is_a_partition_into_even_folds_or_says_how_many_cases_it_needs(
     count: int, test: float, folds: int, seed: int

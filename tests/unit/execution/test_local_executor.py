@@ -41,7 +41,7 @@ def test_a_run_that_is_handed_to_a_worker_that_leaves_for_its_leaked_memory_is_n
 def test_a_run_that_was_lost_twice_waits_in_its_slot(
     attempt: int, waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "pause_before", lambda attempt: 0.6)
+    monkeypatch.setattr(local, "pause_before", lambda attempt: 60.0)
     executor = LocalExecutor(tmp_path, slots=1, threads=1, cache_folder=tmp_path, command=(sys.executable, str(ECHO)))
     run = Run(trial=1, budget_epochs=1)
     executor.submit(TrainRequest(run=run, configuration=Configuration(), seed=0, attempt=attempt))
@@ -49,6 +49,7 @@ def test_a_run_that_was_lost_twice_waits_in_its_slot(
     executor.poll(0.3)
     assert (executor.notices() == []) is waits
     if waits:
+        executor._slots[0].begins_at = 0.0
         assert [report.run_id for report in executor.poll(10.0)] == [run.id]
         assert executor.notices() == [Notice(run_id=run.id)]
     executor.close()

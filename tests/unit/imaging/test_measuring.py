@@ -4,14 +4,14 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automonai.imaging import measuring
 from automonai.imaging.measuring import measure, non_finite_count
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
+@settings(max_examples=50)
 @given(seed=st.integers(0, 1000), offset=st.floats(-1e4, 1e4), scale=st.floats(0.1, 1e3))
 def test_statistics_are_those_of_numpy(seed: int, offset: float, scale: float) -> None:
     values = (np.random.default_rng(seed).normal(size=(1, 6, 5, 4)) * scale + offset).astype(np.float32)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automonai.domain.configuration import Crop, Normalisation
@@ -300,7 +300,7 @@ def test_a_label_is_resampled_to_its_most_likely_class() -> None:
 sides = st.tuples(*[st.integers(1, 9)] * 3)
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
+@settings(max_examples=50)
 @given(full=sides, prepared=sides, data=st.data(), slab=st.integers(1, 5))
 def test_restored_probabilities_are_torchs_interpolation_inside_the_box_and_background_outside(
     full: tuple[int, int, int], prepared: tuple[int, int, int], data: st.DataObject, slab: int

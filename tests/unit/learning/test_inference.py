@@ -75,7 +75,7 @@ def normalised(raw: np.ndarray) -> np.ndarray:
     return ((raw.astype(np.float32) - FACTS.mean) / FACTS.std).astype(np.float32)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(st.integers(1, 19), st.integers(1, 15), st.integers(1, 11)),
     overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]),
@@ -125,7 +125,7 @@ def test_several_networks_share_the_windows_and_differ_in_nothing_from_one_alone
         np.testing.assert_array_equal(logits, alone)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(length=st.integers(1, 40))
 def test_slabs_follow_each_other_without_gap_or_repeat(length: int) -> None:
     slabs = list(
@@ -142,7 +142,7 @@ def test_slabs_follow_each_other_without_gap_or_repeat(length: int) -> None:
     assert all(slab.logits.shape[2] == slab.stop - slab.start for slab in slabs)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(thickness=st.lists(st.integers(1, 9), min_size=1, max_size=8), planes=st.integers(1, 12))
 def test_even_slabs_are_the_same_planes_in_slabs_of_one_thickness(thickness: list[int], planes: int) -> None:
     whole = np.random.default_rng(0).normal(size=(2, 3, sum(thickness), 2, 2)).astype(np.float32)

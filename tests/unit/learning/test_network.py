@@ -31,7 +31,7 @@ def plan(**changes: object) -> NetworkPlan:
     inside=st.integers(1, 4),
     outside=st.integers(2, 4),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_counted_parameters_are_those_of_the_network(
     dims: int, channels: list[int], strides: list[int], units: int, inside: int, outside: int
 ) -> None:

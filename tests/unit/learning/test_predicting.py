@@ -291,7 +291,7 @@ def test_weights_decide_between_members(tmp_path: Path) -> None:
     assert found == [True, False]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_of_each_class_one_component_stays_and_nothing_is_added(seed: int) -> None:
     label = np.random.default_rng(seed).choice(3, (6, 5, 4), p=[0.7, 0.2, 0.1]).astype(np.uint8)

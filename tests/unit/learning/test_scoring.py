@@ -102,7 +102,7 @@ def test_figures_equal_those_of_the_decathlons_reference(
     assert found == pytest.approx(expected, abs=1e-7)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 7))
 def test_figures_are_symmetric_and_in_their_range(seed: int, size: int) -> None:
     generator = np.random.default_rng(seed)

@@ -115,12 +115,14 @@ def test_a_broken_file_is_logged_and_the_others_are_shown(tmp_path: Path, caplog
 
 
 def test_metrics_are_there_by_http_while_the_body_runs_and_no_longer() -> None:
-    port, threads = free_port(), threading.active_count()
+    port, before = free_port(), set(threading.enumerate())
     with serve(Fixed(things(3)), port=port, address="127.0.0.1"):
         assert 'automonai_things_total{kind="good"} 3.0' in scrape(port)
     with pytest.raises(OSError, match="refused"):
         scrape(port)
-    assert threading.active_count() == threads
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=60.0)
+        assert not thread.is_alive()
 
 
 def test_all_addresses_are_served_by_default() -> None:

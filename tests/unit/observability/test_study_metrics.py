@@ -270,7 +270,7 @@ def counters(study: Study) -> Mapping[Series, float]:
     return {key: number for key, (kind, number) in series(study).items() if kind != "gauge"}
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(losses=st.sampled_from([0.0, 0.2, 0.5]), seed=st.integers(0, 1000))
 def test_no_counter_ever_falls_whatever_prefix_of_the_journal_a_controller_takes_up(losses: float, seed: int) -> None:
     first, *events = whole_study(losses=losses, seed=seed)

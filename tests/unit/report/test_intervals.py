@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from automonai.report.intervals import interval_of, interval_of_class_means
@@ -81,8 +81,9 @@ def test_no_cases_have_no_mean_over_classes(rows):
     assert interval_of_class_means(rows).mean is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+@example([1.0, 0.9999999999999999])
 def test_an_interval_holds_the_mean_and_lies_within_what_is_possible(values):
     found = interval_of(values)
     assert 0 <= found.low <= found.mean + 1e-9

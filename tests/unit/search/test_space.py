@@ -96,7 +96,7 @@ def test_a_space_in_which_nothing_varies_has_one_point() -> None:
 
 @pytest.mark.parametrize("space", [DEFAULT, LOGARITHMIC], ids=["default", "logarithmic"])
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_drawn_configuration_lies_in_the_space_and_equals_itself_after_json(space, seed) -> None:  # type: ignore[no-untyped-def]
     configuration = space.draw(seed)
     assert space.contains(configuration)
@@ -105,7 +105,7 @@ def test_a_drawn_configuration_lies_in_the_space_and_equals_itself_after_json(sp
 
 @pytest.mark.parametrize("space", [DEFAULT, LOGARITHMIC], ids=["default", "logarithmic"])
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_encoding_for_config_space_loses_nothing(space, seed) -> None:  # type: ignore[no-untyped-def]
     from ConfigSpace import Configuration as Encoded
 
