@@ -200,6 +200,10 @@ def data() -> None:
 def push(folder: Path, *, location: str) -> None:
     """Copy a dataset to S3; started again, it sends only what is not there yet."""
     from automonai import api
+    from automonai.storage.opening import is_remote
+
+    if not is_remote(location):
+        raise UserError(f"{location} is no place in a bucket; write s3://BUCKET/datasets/NAME")
 
     def tell(name: str, done: int, total: int) -> None:
         click.echo(f"\r{done} of {total} files", nl=False, err=True)

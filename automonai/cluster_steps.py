@@ -275,6 +275,10 @@ def stop(location: str, *, api: ClusterApi | None = None) -> tuple[str, ...]:
     from automonai.execution.cluster_api import connect
     from automonai.execution.lease import workflow_of
 
+    if not is_remote(location):
+        raise UserError(
+            f"{location} is on this machine: end its search by Ctrl-C where it runs; 'stop' is for s3:// studies"
+        )
     cluster = api or connect(Surroundings.from_environment().namespace)
     study = location.rstrip("/").rpartition("/")[2]
     holder = workflow_of(cluster, study)
@@ -309,7 +313,8 @@ def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
             found = store.get(keys.log(run_id)).decode(errors="replace")
         except ObjectNotFoundError as error:
             raise UserError(
-                f"{location}: run {run_id} has no log; 'automonai runs {location}' lists the runs"
+                f"{location}: run {run_id} has no log; 'automonai runs {location}' lists the runs, and what runs on one"
+                f" machine has its lines in workers/worker-*.log of the study's folder until it ends"
             ) from error
     return _readable(found)
 

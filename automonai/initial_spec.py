@@ -293,7 +293,7 @@ def _search_remark(ladder: Ladder) -> str:
         return text
     return (
         f"{text};\nthis budget gives some {results} results on one rung, which model {searched} hyperparameters:"
-        " the others are fixed here,\nas docs/reference/spec.md has them they may be searched too"
+        " the others are fixed here;\nto search one as well, write its range from docs/reference/spec.md in its place"
     )
 
 

@@ -438,10 +438,19 @@ def explain(error: ValidationError) -> str:
     """Return one line per broken field: its path, the rule, and what was found."""
     lines = []
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"]) or "(whole)"
-        found = "" if item["type"] == "missing" else f" (found {item['input']!r:.80})"
-        lines.append(f"{path}: {item['msg']}{found}")
+        path, kind = ".".join(str(part) for part in item["loc"]), item["type"]
+        rule = _RULES.get(kind, item["msg"].removeprefix("Value error, "))
+        found = "" if kind == "missing" or not path else f" (found {item['input']!r:.80})"
+        lines.append(f"{path}: {rule}{found}".removeprefix(": "))
     return "; ".join(lines)
+
+
+_RULES = {
+    "extra_forbidden": "there is no such setting",
+    "missing": "is missing",
+    "string_pattern_mismatch": "must be lower-case letters, digits and hyphens, 40 at most",
+}
+"""Kinds of pydantic's errors in words of a spec."""
 
 
 def _override(document: dict[str, object], override: str) -> None:

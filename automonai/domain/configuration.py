@@ -46,7 +46,10 @@ class LossName(StrEnum):
 
 
 class Flips(StrEnum):
-    """The axes that are flipped in training and in test-time augmentation alike."""
+    """The axes that are flipped in training and in test-time augmentation alike.
+
+    A prediction takes twice as long with left_right, eight times as long with all; validations do without flips.
+    """
 
     NONE = "none"
     LEFT_RIGHT = "left_right"

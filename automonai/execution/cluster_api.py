@@ -338,7 +338,7 @@ def connect(namespace: str) -> ClusterApi:
     try:
         from kubernetes import client, config
     except ImportError as error:
-        raise UserError("running on a cluster needs more packages: pip install 'automonai[cluster]'") from error
+        raise UserError("running on a cluster needs more packages: pip install '.[cluster]' in the clone") from error
     configuration = client.Configuration()
     try:
         if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:

@@ -341,7 +341,7 @@ def _require_itk(path: Path) -> None:
         import itk  # noqa: F401
     except ImportError as error:
         raise DatasetError(
-            [f"{path}: this format needs the formats extra: pip install 'automonai[formats]', or convert it to .nii.gz"]
+            [f"{path}: this format wants pip install '.[formats]' in the clone; or convert it to .nii.gz"]
         ) from error
 
 

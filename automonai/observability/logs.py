@@ -177,7 +177,7 @@ def _json_formatter() -> logging.Formatter:
         from pythonjsonlogger.json import JsonFormatter
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{FORMAT_VARIABLE} is json, which needs one more package: pip install 'automonai[cluster]'"
+            f"{FORMAT_VARIABLE} is json, which needs one more package: pip install '.[cluster]' in the clone"
         ) from error
     return JsonFormatter(
         ["levelname", "name", "message"],

@@ -306,7 +306,7 @@ def _beside_the_standard(summary: Summary, winner: Winner) -> str:
     if found is None:
         has_result = any(trial.origin is Origin.STANDARD and trial.rank is not None for trial in summary.trials)
         why = "was never scored after as many epochs as the winner" if has_result else "has no result"
-        return f"The standard configuration {why}, with which to compare it."
+        return f"The winner cannot be compared with the standard configuration, which {why}."
     lead = found.winner_dice - found.standard_dice
     text = (
         f"After the same {counted(found.epochs, 'epoch')} on the same validation cases the standard configuration "
@@ -354,7 +354,10 @@ def cost_section(summary: Summary) -> str:
         rows.append(("Largest memory of any one run", memory(budget.peak_memory_bytes)))
     if winner is not None and winner.prediction_seconds_per_case is not None:
         time = duration(winner.prediction_seconds_per_case)
-        rows.append(("Predicting and scoring a validation case", f"{time}, by one network on the device of one run"))
+        each = 2 ** len(winner.configuration.flips.axes)
+        flips = f"; predictions mirror it, which takes {each} times as long" if each > 1 else ""
+        words = f"{time}, by one network on the device of one run{flips}"
+        rows.append(("Predicting and scoring a validation case", words))
     return section("cost", "What it cost", facts(rows), paragraph(_COST_TERMS, "small muted"))
 
 

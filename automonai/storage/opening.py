@@ -33,7 +33,7 @@ def open_store(location: str | Path) -> Store:
         from automonai.storage.s3_settings import S3Location, S3Settings
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{location}: {error.name} is not installed; install S3 support with: pip install 'automonai[cluster]'"
+            f"{location}: {error.name} is not installed; install S3 support with: pip install '.[cluster]' in the clone"
         ) from error
     return S3Store(S3Location.parse(str(location)), S3Settings.from_environment())
 

@@ -73,6 +73,9 @@ def read_record(store: Store, key: str, kind: type[R]) -> R:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
+        first, *more = explain(error).split("; ")
+        others = f" (and {len(more)} more)" if more else ""
         raise CorruptObjectError(
-            f"{key}: is no {kind.__name__} as this version of automonai writes it: {explain(error)}"
+            f"{key}: is no {kind.__name__} as this version of automonai writes it: {first}{others}; read it with the"
+            " version that wrote it, or start anew under another name"
         ) from error

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_cluster import NAMESPACE, FakeCluster
-from studies import make_spec
 
 from automonai import api, cluster_cli, cluster_steps
 from automonai.cli import main
@@ -17,7 +16,8 @@ from automonai.parameters import StudyParameters
 @pytest.fixture
 def spec_file(tmp_path: Path) -> Path:
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(make_spec(iterations=2).model_dump(mode="json")))
+    document = {"name": "test", "dataset": "s3://bucket/datasets/brain", "budget": {"iterations": 2}}
+    path.write_text(yaml.safe_dump(document))
     return path
 
 
@@ -91,7 +91,16 @@ def test_a_rendered_workflow_refers_to_the_template_and_carries_the_spec(
     workflow = yaml.safe_load(capsys.readouterr().out)
     assert workflow["spec"]["workflowTemplateRef"] == {"name": "automonai-study"}
     parameters = {entry["name"]: entry["value"] for entry in workflow["spec"]["arguments"]["parameters"]}
-    assert yaml.safe_load(parameters["spec"])["search"]["seed"] == 5
+    spec = yaml.safe_load(parameters["spec"])
+    assert spec["search"] == {"seed": 5}
+    assert "execution" not in spec, "what a spec leaves out is the chart's to say"
+
+
+def test_a_workflow_of_a_dataset_on_this_machine_is_refused(
+    spec_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["workflow", "render", str(spec_file), "--set", "dataset=./folder"]) == 2
+    assert "automonai data push ./folder s3://BUCKET/datasets/NAME" in capsys.readouterr().err
 
 
 def test_a_rendered_workflow_is_for_the_argo_that_is_named(spec_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +137,7 @@ def test_without_hera_the_missing_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pipelines", None)
     assert main(["workflow", "render", str(spec_file)]) == 2
-    assert "automonai[cluster]" in capsys.readouterr().err
+    assert "pip install '.[cluster]'" in capsys.readouterr().err
 
 
 def test_the_log_of_an_unknown_run_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

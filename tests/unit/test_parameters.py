@@ -61,13 +61,13 @@ def test_the_form_fills_what_a_whole_spec_leaves_open() -> None:
         ({"parallel_runs": "0"}, "parameter parallel-runs is '0'; expected a whole number of at least 1"),
         ({"parallel_runs": "many"}, "parameter parallel-runs is 'many'"),
         ({"name": ""}, "parameter name is empty"),
-        ({"name": "My Brain"}, "name: String should match pattern"),
+        ({"name": "My Brain"}, "name: must be lower-case letters, digits and hyphens"),
         ({"dataset": ""}, "parameter dataset is empty"),
         ({"dataset": "./folder"}, "dataset ./folder: expected s3://BUCKET/datasets/NAME"),
         ({"spec": "["}, "parameter spec is neither YAML nor JSON"),
         ({"spec": "- 1"}, "parameter spec: expected a mapping of settings, found list"),
         ({"spec": "budget: 3"}, "budget: Input should be"),
-        ({"spec": "surch: {}"}, "surch: Extra inputs are not permitted"),
+        ({"spec": "surch: {}"}, "surch: there is no such setting"),
     ],
 )
 def test_a_faulty_parameter_is_named_with_what_was_expected(changed: dict[str, str], words: str) -> None:

@@ -93,10 +93,10 @@ def test_a_comparison_before_the_winners_last_epoch_gives_no_verdict(summary):
 
 def test_a_standard_configuration_without_a_result_is_not_compared(summary):
     page = configuration_section(summary.model_copy(update={"standard": None}))
-    assert "The standard configuration was never scored after as many epochs as the winner, with which to" in page
+    assert "with the standard configuration, which was never scored after as many epochs as the winner." in page
     unknown = tuple(t.model_copy(update={"rank": None}) if t.origin is Origin.STANDARD else t for t in summary.trials)
     page = configuration_section(summary.model_copy(update={"standard": None, "trials": unknown}))
-    assert "The standard configuration has no result, with which to compare it." in page
+    assert "The winner cannot be compared with the standard configuration, which has no result." in page
 
 
 def test_a_standard_configuration_that_wins_says_that_none_is_better(summary):

@@ -35,6 +35,7 @@ def trial(number, seconds, dice):
         epochs=7,
         seconds=seconds,
         failure=None,
+        refit=None,
         configuration=Configuration(),
     )
 
