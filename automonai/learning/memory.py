@@ -120,7 +120,7 @@ def recording(device: torch.device) -> Iterator[None]:
 
     The peak counts from here on.
     """
-    number = torch.cuda.current_device() if device.index is None else device.index
+    number = device.index or 0  # none is set to be the current one: that is CUDA's first
     torch.cuda.empty_cache()
     before = _unused_bytes(number)
     yield
@@ -131,7 +131,7 @@ def recording(device: torch.device) -> Iterator[None]:
 
 def free_gpu_bytes(device: torch.device) -> int:
     """Return what tensors of this process may still take of a GPU."""
-    number = torch.cuda.current_device() if device.index is None else device.index
+    number = device.index or 0  # none is set to be the current one: that is CUDA's first
     free, _ = torch.cuda.mem_get_info(number)
     return free + _unused_bytes(number) - _recorded_bytes.get(number, 0)
 

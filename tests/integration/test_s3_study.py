@@ -164,7 +164,8 @@ def test_a_dataset_in_a_bucket_is_prepared_as_one_in_a_folder(minio: MinioServer
     settings = {"split": SplitSpec(test=0, folds=2), "training": TrainingSpec(), "cache_folder": tmp_path / "cache"}
     here, there = prepare_data(folder, **settings), prepare_data(location, **settings)
     assert there.dataset.root.startswith(f"{location}#")
-    assert there.model_copy(update={"dataset": here.dataset}) == here
+    assert there.model_copy(update={"dataset": here.dataset, "contents": here.contents}) == here
+    assert not there.contents  # the root says which version of the dataset is meant
     assert api.check(location).dataset.cases == here.dataset.cases
 
 

@@ -290,7 +290,7 @@ def test_what_is_no_file_or_has_no_known_ending_is_refused(tmp_path: Path) -> No
 def test_a_format_that_needs_the_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.mha").write_bytes(b"ObjectType = Image")
     monkeypatch.setitem(sys.modules, "itk", None)
-    with pytest.raises(DatasetError, match=r"automonai\[formats\]"):
+    with pytest.raises(DatasetError, match=r"pip install '\.\[formats\]'"):
         read_image([tmp_path / "a.mha"])
 
 

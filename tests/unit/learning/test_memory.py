@@ -48,7 +48,6 @@ def test_the_peak_is_that_of_the_fullest_gpu(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_a_recording_holds_is_taken_until_it_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     reserved = [100]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda number: None)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda number: reserved[0])

@@ -210,7 +210,7 @@ def test_a_process_may_be_named_and_a_context_may_say_more(capsys: pytest.Captur
 def test_without_the_library_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
     monkeypatch.setitem(sys.modules, "pythonjsonlogger.json", None)
-    with pytest.raises(UserError, match=r"automonai\[cluster\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[cluster\]'"):
         logs.set_up()
 
 

@@ -26,7 +26,7 @@ def test_an_s3_location_opens_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_client_is_told_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "automonai.storage.s3", raising=False)
     monkeypatch.setitem(sys.modules, "minio", None)
-    with pytest.raises(UserError, match=r"automonai\[cluster\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[cluster\]'"):
         open_store("s3://bucket/studies/test")
 
 
