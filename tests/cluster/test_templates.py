@@ -215,6 +215,16 @@ def test_faults_of_a_training_and_of_a_prediction_are_told_by_their_steps(store:
         assert f"(exit code 2): {message}" in node(store, workflow, name)["message"]
 
 
+def test_what_is_written_for_gpus_is_a_number_or_nothing(store: str) -> None:
+    """A submitter passes parameters: what would go on as part of the pod's patch makes no pod at all."""
+    more = '0"}},"image":"localhost/another:1","env":[{"name":"A","value":"1"}],"x":{"y":{"z":"'
+    form = {"study": TRAINING, "images": DATASET, "output": "s3://automonai/predictions/none", "gpus": more}
+    workflow = submit(store, form, template="automonai-predict")
+    assert wait_for_end(store, workflow, seconds=120) == "Error"
+    pods = kubectl_json("get", "pods", "-n", store, "-l", f"workflows.argoproj.io/workflow={workflow}")["items"]
+    assert pods == []
+
+
 def test_all_works_where_users_may_start_installed_templates_only(watched: Watched, store: str) -> None:
     before = kubectl_json("get", "configmap", ARGO_SETTINGS, "-n", ARGO_NAMESPACE).get("data", {})
     _set_data(ARGO_SETTINGS, ARGO_NAMESPACE, before | {"workflowRestrictions": "templateReferencing: Strict\n"})
