@@ -18,8 +18,9 @@ METRICS_PORT = 9109
 CACHE_LABEL = "automonai/cache"
 """Of the pods that mount the cache: the chart's podAffinity keeps them on one node where the volume needs that."""
 JOB_TEMPLATE_FOLDER = "/etc/automonai/job-template"
-_OUT_OF_MEMORY = "^[a-z]+: OOMKilled"
-"""Of Argo's message `main: OOMKilled (exit code 137)`, which begins with the container's name."""
+_IN_VAIN = "^[a-z]+: OOMKilled|^Error applying PodSpecPatch"
+"""Of Argo's messages `main: OOMKilled (exit code 137)`, which begins with the container's name, and of a parameter that
+is no number where the pod needs one."""
 REPORT_FILE = "/tmp/report.html"  # noqa: S108 - of the container, where /tmp is a volume of the pod's own
 
 _OWN_VOLUMES = {"tmp": "/tmp", "home": "/home/automonai"}  # noqa: S108 - the root file system is read-only
@@ -135,8 +136,9 @@ def retry_after_disruption(*, services_away: bool = False) -> RetryStrategy:
 
     -1 is a pod that ended without any exit code: its node is gone, or refused it. 137 and 143 are SIGKILL and SIGTERM:
     an eviction. A user's Stop ends with 0, see `automonai.cluster_steps`. The kernel's kill of a container that has
-    used up its memory is 137 as well, but would come again: Argo's message tells it apart. The message goes on with the
-    log's last lines, which may tell of a training's pod, so that only its beginning counts.
+    used up its memory is 137 as well, but would come again, and so would a pod that cannot be made of the workflow's
+    parameters: Argo's message tells them apart. The message goes on with the log's last lines, which may tell of a
+    training's pod, so that only its beginning counts.
 
     Args:
         services_away: Also start it again when it has given up waiting for the store or the Kubernetes API; for steps
@@ -147,7 +149,7 @@ def retry_after_disruption(*, services_away: bool = False) -> RetryStrategy:
         limit="50",
         retry_policy=RetryPolicy.always,
         expression=f"(lastRetry.status == 'Error' || asInt(lastRetry.exitCode) in {codes})"
-        f" && !(lastRetry.message matches '{_OUT_OF_MEMORY}')",
+        f" && !(lastRetry.message matches '{_IN_VAIN}')",
         backoff=m.Backoff(duration="5s", factor=2, cap="2m"),
     )
 
