@@ -157,7 +157,7 @@ class _StandardError(logging.StreamHandler[TextIO]):
     """Writes to what `sys.stderr` is at that moment: a live table puts lines above itself by replacing it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stderr)
+        self.stream = sys.stderr  # not by setStream, which flushes the former one, closed as it may be
         super().emit(record)
 
 

@@ -207,6 +207,17 @@ def test_a_process_may_be_named_and_a_context_may_say_more(capsys: pytest.Captur
     assert [line.partition("somewhere")[2] for line in lines] == [" brain trial-0001: within", " brain: at the end"]
 
 
+def test_an_error_stream_that_was_replaced_and_closed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    former, present = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", former)
+    logs.set_up()
+    logging.getLogger("automonai.test").warning("first")
+    former.close()
+    monkeypatch.setattr(sys, "stderr", present)
+    logging.getLogger("automonai.test").warning("second")
+    assert "second" in present.getvalue()
+
+
 def test_without_the_library_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
     monkeypatch.setitem(sys.modules, "pythonjsonlogger.json", None)
