@@ -208,7 +208,7 @@ def test_a_process_may_be_named_and_a_context_may_say_more(capsys: pytest.Captur
 
 
 def test_an_error_stream_that_was_replaced_and_closed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    former, present = io.StringIO(), io.StringIO()
+    former, present = io.TextIOWrapper(io.BytesIO()), io.StringIO()
     monkeypatch.setattr(sys, "stderr", former)
     logs.set_up()
     logging.getLogger("automonai.test").warning("first")
