@@ -35,7 +35,9 @@ class _FolderHere(click.Path):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         """Refuse what lies on S3: a Path of it would be a folder named s3:."""
-        if str(value).startswith("s3://"):
+        from automonai.storage.opening import is_remote
+
+        if is_remote(value):
             self.fail(f"'{value}' is not a folder on this machine", parameter, context)
         return super().convert(value, parameter, context)
 

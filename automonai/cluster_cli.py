@@ -232,17 +232,13 @@ def _manifest(spec: StudySpec, *, instance_id: str) -> JsonObject:
     import yaml
 
     from automonai.errors import UserError
-    from automonai.storage.opening import is_remote
+    from automonai.parameters import refuse_local_dataset
 
     try:
         from pipelines import study_workflow
     except ImportError as error:
         raise UserError("making a workflow needs more packages: pip install '.[cluster]' in the clone") from error
-    if not is_remote(spec.dataset):
-        raise UserError(
-            f"dataset {spec.dataset}: a cluster needs s3://BUCKET/datasets/NAME; put it there by"
-            f" 'automonai data push {spec.dataset} s3://BUCKET/datasets/NAME'"
-        )
+    refuse_local_dataset(spec)
     # What it leaves out is the chart's to say.
     text = yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     manifest: JsonObject = study_workflow(name=spec.name, spec=text, instance_id=instance_id).to_dict()

@@ -50,11 +50,22 @@ def study_spec(parameters: StudyParameters, store: str) -> StudySpec:
         if not document.get(field):
             raise SpecError(f"parameter {field} is empty; state it, or write it into the parameter spec")
     spec = parse_spec(document, where="parameters")
-    if is_remote(store) and not is_remote(spec.dataset):
-        raise SpecError(
-            f"dataset {spec.dataset}: expected s3://BUCKET/datasets/NAME; 'automonai data push' puts a folder there"
-        )
+    if is_remote(store):
+        refuse_local_dataset(spec)
     return spec
+
+
+def refuse_local_dataset(spec: StudySpec) -> None:
+    """Refuse a spec whose dataset a cluster cannot reach.
+
+    Raises:
+        SpecError: If it is not in a bucket.
+    """
+    if not is_remote(spec.dataset):
+        raise SpecError(
+            f"dataset {spec.dataset}: expected s3://BUCKET/datasets/NAME; put it there by"
+            f" 'automonai data push {spec.dataset} s3://BUCKET/datasets/NAME'"
+        )
 
 
 def parse_configuration(text: str) -> Configuration:

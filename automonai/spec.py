@@ -402,12 +402,21 @@ def read_yaml(path: str | Path) -> object:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if Path(path).suffix.lower() != ".json":
-        return parse_yaml(text, where=str(path))
+    return parse_file(text, name=str(path))
+
+
+def parse_file(content: str | bytes, *, name: str) -> object:
+    """Return what a file of that name holds, by its ending JSON or else YAML; None if it is empty, and YAML.
+
+    Raises:
+        SpecError: If it holds something else.
+    """
+    if not name.lower().endswith(".json"):
+        return parse_yaml(content, where=name)
     try:
-        return json.loads(text)  # YAML takes no tabs
+        return json.loads(content)  # YAML takes no tabs
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"{path} is no JSON: {error}") from error
+        raise SpecError(f"{name} is no JSON: {error}") from error
 
 
 def parse_yaml(text: str | bytes, *, where: str) -> object:

@@ -142,9 +142,7 @@ def needed_checkpoints(study: Study) -> set[str]:
         for bracket in _open_brackets(study):
             progress = bracket_progress(study, bracket)
             needed |= progress.undecided
-            if (
-                progress.missing
-            ):  # or it has ended, if there is nothing more to propose: a new session does not know yet
+            if progress.missing:  # or the space is spent and the rung has ended, which a new session does not know yet
                 needed |= _last_ended(study, bracket)
     return needed
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
-import yaml
-
 from automonai.domain.dataset import Split
 from automonai.errors import SpecError
+from automonai.spec import parse_file
 
 
 def make_split(case_ids: Iterable[str], *, test: float, folds: int, seed: int) -> Split:
@@ -88,10 +86,7 @@ def _cases_needed(test: float, folds: int) -> int:
 
 
 def _parsed(content: bytes, where: str) -> dict[str, object]:
-    try:
-        document = json.loads(content) if where.endswith(".json") else yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"{where}: is neither JSON nor YAML: {error}") from error
+    document = parse_file(content, name=where)
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise SpecError(f"{where}: expected `test: [ids]` and `folds: [[ids], ...]`, found {document!r:.60}")
     return document

@@ -8,20 +8,7 @@ from pathlib import Path
 
 from automonai.domain.dataset import Case, Dataset
 from automonai.errors import DatasetError
-from automonai.storage.local import write_whole
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes.
-
-    Raises:
-        DatasetError: If it cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DatasetError([f"{path}: cannot be read: {error.strerror or error}"]) from error
+from automonai.storage.local import sha256_of, write_whole
 
 
 def remembered_digest(path: Path, cache_folder: Path) -> str:
@@ -36,22 +23,19 @@ def remembered_digest(path: Path, cache_folder: Path) -> str:
         note = cache_folder / "digests" / hashlib.sha256(identity.encode()).hexdigest()[:32]
         if note.is_file():
             return note.read_text(encoding="ascii")
+        digest = sha256_of(path)
     except OSError as error:
         raise DatasetError([f"{path}: cannot be read: {error.strerror or error}"]) from error
-    digest = file_digest(path)
     write_whole(note, lambda stream: stream.write(digest.encode("ascii")))
     return digest
 
 
-def case_digest(dataset: Dataset, case: Case, *, digest_of: Callable[[Path], str] = file_digest) -> str:
+def case_digest(dataset: Dataset, case: Case, *, digest_of: Callable[[Path], str] = sha256_of) -> str:
     """Return a hash of all files of a case: images in the channels' order, then the label.
 
     Args:
         dataset: Of the case, on this machine.
         case: Any of it.
         digest_of: A file's SHA-256.
-
-    Raises:
-        DatasetError: If a file cannot be read.
     """
     return hashlib.sha256(" ".join(map(digest_of, dataset.case_paths(case))).encode()).hexdigest()

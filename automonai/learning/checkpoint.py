@@ -6,7 +6,6 @@ it: the file is put first, then the manifest, and only then the file before it i
 
 from __future__ import annotations
 
-import hashlib
 import io
 import shutil
 import tempfile
@@ -26,13 +25,13 @@ from automonai.domain.records import Record
 from automonai.domain.run import CurvePoint
 from automonai.errors import CorruptObjectError, ObjectNotFoundError
 from automonai.learning.network import build_network
+from automonai.storage.local import sha256_of
 from automonai.storage.store import Store
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _VERSION = 1
-_CHUNK = 1 << 20
 _DOWNLOAD = ".checkpoint-"
 _UPLOAD = "automonai-checkpoint-"
 _DAY_SECONDS = 86400
@@ -119,7 +118,7 @@ def write_checkpoint(checkpoint: Checkpoint, *, store: Store, manifest_key: str)
     with tempfile.TemporaryDirectory(prefix=_UPLOAD) as folder:
         path = Path(folder) / "state.pt"
         _save(content, path)
-        digest = _sha256(path)
+        digest = sha256_of(path)
         folder_key = manifest_key.rpartition("/")[0]
         key = f"{folder_key}/state-{checkpoint.progress.step:08d}-{digest[:12]}.pt"
         manifest = Manifest(key=key, sha256=digest, bytes=path.stat().st_size, epoch=checkpoint.progress.epoch)
@@ -202,7 +201,7 @@ def _downloaded(store: Store, manifest: Manifest, folder: Path) -> Iterator[Path
             store.download(manifest.key, path)
         except ObjectNotFoundError as error:
             raise CorruptObjectError(f"{manifest.key}: the manifest names it, but it is not there") from error
-        found = _sha256(path)
+        found = sha256_of(path)
         if found != manifest.sha256:
             raise CorruptObjectError(
                 f"{manifest.key}: SHA-256 is {found}, expected {manifest.sha256}"
@@ -243,14 +242,6 @@ def _save(content: dict[str, object], path: Path) -> None:
         if refused is None:
             raise
         raise OSError(refused.errno, refused.strerror, str(path)) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def cpu_state(state: dict[str, object]) -> dict[str, object]:

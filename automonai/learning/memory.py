@@ -120,7 +120,7 @@ def recording(device: torch.device) -> Iterator[None]:
 
     The peak counts from here on.
     """
-    number = device.index or 0  # none is set to be the current one: that is CUDA's first
+    number = _number(device)
     torch.cuda.empty_cache()
     before = _unused_bytes(number)
     yield
@@ -131,9 +131,14 @@ def recording(device: torch.device) -> Iterator[None]:
 
 def free_gpu_bytes(device: torch.device) -> int:
     """Return what tensors of this process may still take of a GPU."""
-    number = device.index or 0  # none is set to be the current one: that is CUDA's first
+    number = _number(device)
     free, _ = torch.cuda.mem_get_info(number)
     return free + _unused_bytes(number) - _recorded_bytes.get(number, 0)
+
+
+def _number(device: torch.device) -> int:
+    """Return CUDA's number of a device; without one it is the first, since none is ever set to be the current one."""
+    return device.index or 0
 
 
 def _unused_bytes(number: int) -> int:
