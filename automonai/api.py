@@ -303,7 +303,7 @@ def predict(
         DatasetError: Naming every image that could not be segmented; the others' label maps are written.
     """
     from automonai.imaging.layouts import find_images
-    from automonai.learning.precision import choose_device, choose_precision
+    from automonai.learning.precision import choose_device, choose_precision, limit_threads
     from automonai.learning.predicting import predict_cases
 
     store = open_store(study)
@@ -322,6 +322,7 @@ def predict(
     )
     execution = ExecutionSpec()  # this machine's own: the study may have been made on another
     device = choose_device(execution)
+    limit_threads()
     with TemporaryDirectory(prefix="automonai-") as scratch:
         return predict_cases(
             ensemble,

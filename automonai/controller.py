@@ -312,6 +312,7 @@ def _train_request(controller: Controller, run: Run, resume_from: str | None) ->
         max_seconds_per_epoch=most_seconds_per_epoch(study, run),
         memory_bytes=controller.memory_bytes,
         attempt=study.runs[run.id].losses,
+        strikes=study.runs[run.id].strikes,
     )
 
 
@@ -331,8 +332,13 @@ def _ensemble_request(controller: Controller, candidates: tuple[str, ...]) -> En
     left = None
     if time_budget is not None:
         left = max(60.0, time_budget - study.elapsed_seconds(now))
-    attempt = study.ensemble_losses
-    return EnsembleRequest(candidates=tuple(members), deadline_seconds=left, asked_at=now, attempt=attempt)
+    return EnsembleRequest(
+        candidates=tuple(members),
+        deadline_seconds=left,
+        asked_at=now,
+        attempt=study.ensemble_losses,
+        strikes=study.ensemble_strikes,
+    )
 
 
 def _delete_unneeded_checkpoints(controller: Controller) -> None:

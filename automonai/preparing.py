@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from automonai.domain.request import StudyData
 from automonai.errors import DatasetError, ObjectNotFoundError, SpecError
-from automonai.execution.machine import detect_processor
+from automonai.execution.machine import HEADROOM
+from automonai.host import usable_cores, usable_memory_bytes
 from automonai.spec import ExecutionSpec, SplitSpec, TrainingSpec
 from automonai.storage.datasets import fetch_dataset, pinned
 from automonai.storage.opening import is_remote, open_store, user_cache_folder
@@ -61,9 +62,8 @@ def check_folder(folder: Path, *, on_case: Callable[[int, int], None] | None = N
     """
     from automonai.imaging.checking import check_dataset
 
-    machine = detect_processor()
-    memory_bytes = machine.memory_per_run(1, on_gpu=False)
-    return check_dataset(folder, readers=machine.cores, memory_bytes=memory_bytes, progress=on_case)
+    memory_bytes = int(usable_memory_bytes() * HEADROOM)
+    return check_dataset(folder, readers=usable_cores(), memory_bytes=memory_bytes, progress=on_case)
 
 
 def refuse_changed_files(data: StudyData, cache_folder: Path) -> None:
@@ -88,7 +88,7 @@ def refuse_changed_files(data: StudyData, cache_folder: Path) -> None:
     if missing:
         raise DatasetError(missing)
     digest_of = partial(case_digest, dataset, digest_of=partial(remembered_digest, cache_folder=cache_folder))
-    with ThreadPoolExecutor(detect_processor().cores) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         now = dict(zip((case.id for case in dataset.cases), pool.map(digest_of, dataset.cases), strict=True))
     changed = [
         f"case {case}: its files are not those with which the study was started; restore them, or start another study"

@@ -74,7 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with _last_words(options.last_words):
         store = open_store(options.location)
-        _limit_threads()
         with _metrics(options, study=study) as metrics:
             return _serve_all(options, store=store, stop=stop, metrics=metrics)
 
@@ -318,15 +317,6 @@ def _incoming(stop: threading.Event) -> Iterator[str]:
         if run_id is None:
             return
         yield run_id
-
-
-def _limit_threads() -> None:
-    """Give torch the threads that the executor set aside for this process."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads:
-        import torch
-
-        torch.set_num_threads(int(threads))
 
 
 @contextmanager

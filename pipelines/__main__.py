@@ -9,7 +9,8 @@ import yaml
 from hera.workflows import WorkflowTemplate
 
 from pipelines import nightly_study, predict_template, study_template, train_template
-from pipelines.release import KEEP_SECONDS, POD_SECURITY
+from pipelines.release import KEEP_SECONDS, POD_SECURITY, STEP_METADATA, TRIAL_METADATA
+from pipelines.study import STUDY
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTICE = "# Written by 'python -m pipelines' from the folder pipelines; change that, then run it again.\n"
@@ -30,6 +31,7 @@ def _released(template: WorkflowTemplate) -> dict[str, object]:
     spec = document["spec"]
     assert isinstance(spec, dict)
     spec["securityContext"] = POD_SECURITY
+    spec["podMetadata"] = STEP_METADATA if template.name == STUDY else TRIAL_METADATA
     spec["ttlStrategy"] = {"secondsAfterCompletion": KEEP_SECONDS}
     return document
 

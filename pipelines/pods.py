@@ -164,14 +164,6 @@ def template(name: str, *, description: str, parameters: list[Parameter]) -> Wor
         },
         arguments=parameters,
         service_account_name=release.STEP_ACCOUNT,
-        pod_metadata=m.Metadata(
-            labels={
-                "app.kubernetes.io/name": "automonai",
-                "app.kubernetes.io/part-of": "automonai",
-                "app.kubernetes.io/component": "step",
-                "app.kubernetes.io/instance": release.RELEASE,
-            }
-        ),
         artifact_repository_ref=m.ArtifactRepositoryRef(config_map=release.ARTIFACTS, key="automonai"),
         archive_logs=True,
     )

@@ -35,7 +35,8 @@ def study_parameters() -> list[Parameter]:
         Parameter(
             name="budget",
             value="1h",
-            description="What may be spent: a time (20m, 1h, 2d), '30 epochs' or '3 iterations'.",
+            description="What may be spent: a time (20m, 1h, 2d), '30 epochs' or '3 iterations'."
+            " A time also runs while trainings wait for GPUs.",
         ),
         Parameter(
             name="sampler",

@@ -115,6 +115,8 @@ def bracket_progress(study: Study, bracket: Bracket) -> Progress:
 def next_action(study: Study, now: float) -> Action:
     """Return what to do next, given that a slot is free; the same events and time give the same answer."""
     if len(lost := study.lost_in_a_row) >= LOST_RUNS:
+        if any(record.state is RunState.RUNNING for record in study.open_runs):
+            return Wait()  # one bad node or GPU may have lost them all, and an answer from another one says so
         return GiveUp(f"{len(lost)} runs in a row were lost for good; {lost[-1].run_id} was {lost[-1].message}")
     for record in study.runs.values():
         if record.state is RunState.LOST:

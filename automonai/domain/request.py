@@ -67,6 +67,8 @@ class TrainRequest(_TimedRequest):
     """What the run may use; a plan that needs more is refused. None: whatever there is."""
     attempt: int = 0
     """How often the infrastructure has lost the run before; tells an executor a new try from one to adopt."""
+    strikes: int = 0
+    """The losses among them that were not for want of room: each makes the next try wait longer."""
 
     @property
     def run_id(self) -> str:
@@ -97,6 +99,8 @@ class EnsembleRequest(_TimedRequest):
     """The best configuration's members first."""
     attempt: int = 0
     """As in a TrainRequest."""
+    strikes: int = 0
+    """As in a TrainRequest, of this session."""
 
     @property
     def run_id(self) -> str:

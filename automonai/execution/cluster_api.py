@@ -386,10 +386,12 @@ class _Status(BaseModel):
 
 
 def _refusal(response: BaseHTTPResponse) -> str:
-    """Return the API's own words for what it refused."""
+    """Return the API's own words for what it refused, as far as they arrive."""
+    from urllib3.exceptions import HTTPError
+
     try:
         message = _Status.model_validate_json(response.read()).message
-    except ValidationError:
+    except (ValidationError, HTTPError, OSError):
         message = ""
     return f"{response.status} {response.reason or ''}{': ' + message if message else ''}"
 

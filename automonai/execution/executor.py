@@ -51,12 +51,12 @@ def left_without_answer(exit_code: int, last_words: str = "") -> str:
 LONGEST_PAUSE_SECONDS = 300.0
 
 
-def pause_before(attempt: int) -> float:
+def pause_before(strikes: int) -> float:
     """Return how long a lost run's next attempt waits, in its slot: what took it away may last, as a drive's absence.
 
     Nothing else gets the slot meanwhile, so that a search proposes the same whatever is lost.
     """
-    return min(LONGEST_PAUSE_SECONDS, 5.0 * 4 ** (attempt - 1)) if attempt else 0.0
+    return min(LONGEST_PAUSE_SECONDS, 5.0 * 4 ** (strikes - 1)) if strikes else 0.0
 
 
 class Executor(Protocol):

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 
 from automonai.domain.request import EnsembleRequest, TrainRequest
+from automonai.domain.run import LossCause
 from automonai.errors import ClusterError
-from automonai.execution.cluster_api import CONFLICT, FORBIDDEN, ClusterApi
+from automonai.execution.cluster_api import CONFLICT, FORBIDDEN, UNREACHABLE, ClusterApi
 from automonai.execution.cluster_objects import Job, Pod
 from automonai.execution.endings import KILLED, Limits
 from automonai.execution.executor import Notice, Report, pause_before
@@ -98,8 +99,9 @@ class KubernetesExecutor:
         name = job_name(self._study, request)
         now = self._clock()
         job = TrackedJob(request=request, name=name, since=now, tell=self._notices.append)
-        # A node that refuses pods looks free, and would get the next attempt again.
-        job.next_try_at = now + pause_before(request.attempt)
+        if request.strikes and not self._is_there(name):
+            # A node that refuses pods looks free, and would get the next attempt again.
+            job.next_try_at = now + pause_before(request.strikes)
         self._jobs[request.run_id] = job
         job.is_answered = self._store.exists(keys.answer(request.run_id))
         self._attend(job)
@@ -108,6 +110,7 @@ class KubernetesExecutor:
         deadline = time.monotonic() + timeout_seconds
         self._take_news(0.0)
         while True:
+            self._refuse_to_be_blind()
             reports = [report for job in list(self._jobs.values()) if (report := self._report_of(job))]
             wait_seconds = deadline - time.monotonic()
             if reports or wait_seconds <= 0:
@@ -142,6 +145,18 @@ class KubernetesExecutor:
         self._watchers = tuple(Watcher(self._api, kind, selector, self._news.put) for kind in ("jobs", "pods"))
         for watcher in self._watchers:
             watcher.start()
+
+    def _refuse_to_be_blind(self) -> None:
+        for watcher in self._watchers:
+            if not watcher.is_watching():
+                raise ClusterError(f"nobody watches the {watcher.kind} any more; a successor will", status=UNREACHABLE)
+
+    def _is_there(self, name: str) -> bool:
+        """Whether a predecessor has made that Job; what the API does not say now is found out when it is to be made."""
+        try:
+            return self._api.find_job(name) is not None
+        except ClusterError:
+            return False
 
     def _attend(self, job: TrackedJob) -> None:
         """Ask of the API what is due for a request; what cannot be done now is tried again later."""
@@ -252,6 +267,8 @@ class KubernetesExecutor:
 
     def _keep_log(self, job: TrackedJob) -> None:
         """Store the log of a lost run's pod behind its earlier attempts'; a worker that was not killed has done so."""
+        if job.loss is not None and job.loss.cause is LossCause.NODE_LOST:
+            return  # its kubelet has the log, and each question would wait for it until the API server gives up
         pod = job.sighting.newest_pod
         if pod is None or pod.status.phase == "Pending" or pod.metadata.uid in job.sighting.gone:
             return

@@ -113,7 +113,8 @@ def leased(api: ClusterApi, study: str, *, identity: str, workflow: str | None =
         workflow: Noted for `automonai stop`; None where there is none.
 
     Raises:
-        StudyLockedError: If another controller renews it; a dead one's ends after `LEASE_SECONDS`, which are waited.
+        StudyLockedError: If another workflow's controller renews it; a dead one's ends after `LEASE_SECONDS`, which are
+            waited, as is the end of this workflow's own earlier controller.
         ClusterError: If the API refuses it, or does not answer for long.
     """
     lease = _acquire(api, study, identity=identity, workflow=workflow, sleep=time.sleep, clock=time.monotonic)
@@ -155,9 +156,10 @@ def _acquire(
             current = api.find_lease(lease_name(study))
             if current is not None and _is_anothers(current, identity):
                 version = current.metadata.resource_version
-                if seen and version != seen:
-                    raise _locked(study, current)
-                seen, since = version, since if seen else clock()
+                if version != seen:
+                    if seen and not _is_predecessors(current, workflow):
+                        raise _locked(study, current)
+                    seen, since = version, clock()
                 is_free = clock() - since >= LEASE_SECONDS
             else:
                 is_free = True
@@ -175,6 +177,11 @@ def _acquire(
 
 def _is_anothers(lease: Lease, identity: str) -> bool:
     return lease.spec.holder_identity not in (None, "", identity)
+
+
+def _is_predecessors(lease: Lease, workflow: str | None) -> bool:
+    """Whether it is held by the same workflow's controller: one whose pod was deleted may live for some seconds yet."""
+    return workflow is not None and lease.metadata.annotations.get(WORKFLOW_ANNOTATION) == workflow
 
 
 def _take(api: ClusterApi, study: str, current: Lease | None, *, identity: str, workflow: str | None) -> Lease | None:

@@ -86,7 +86,7 @@ class LocalExecutor:
         self._metrics = metrics
         self._slots = [_Slot(number) for number in range(slots)]
         self._waiting: list[tuple[str, int]] = []
-        """Run ids and attempts beyond the slots: a study that is taken up with fewer of them has more open runs."""
+        """Run ids and strikes beyond the slots: a study that is taken up with fewer of them has more open runs."""
         self._notices: list[Notice] = []
 
     def free_slots(self) -> int:
@@ -97,7 +97,7 @@ class LocalExecutor:
         if request.run_id in known:
             return
         self._store.put(keys.request(request.run_id), request.model_dump_json().encode())
-        self._waiting.append((request.run_id, request.attempt))
+        self._waiting.append((request.run_id, request.strikes))
         self._fill_slots()
 
     def poll(self, timeout_seconds: float) -> list[Report]:
@@ -127,10 +127,10 @@ class LocalExecutor:
         """Start what waits, as far as there are slots; what has its answer already only takes one until it is told."""
         for slot in self._slots:
             if slot.run_id is None and self._waiting:
-                slot.run_id, attempt = self._waiting.pop(0)
+                slot.run_id, strikes = self._waiting.pop(0)
                 if not self._store.exists(keys.answer(slot.run_id)):
                     # One loss may have been a kill, and is made up for at once.
-                    slot.begins_at = time.monotonic() + (pause_before(attempt) if attempt > 1 else 0.0)
+                    slot.begins_at = time.monotonic() + (pause_before(strikes) if strikes > 1 else 0.0)
             if slot.run_id is not None and slot.begins_at is not None and time.monotonic() >= slot.begins_at:
                 slot.begins_at = None
                 self._hand_over(slot, slot.run_id)

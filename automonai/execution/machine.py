@@ -12,6 +12,7 @@ from pathlib import Path
 
 from automonai.domain.records import Record
 from automonai.errors import SpecError
+from automonai.host import usable_cores, usable_memory_bytes
 from automonai.spec import ExecutionSpec
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,6 @@ HEADROOM = 0.8
 """Share of the memory that runs may plan with; the rest is the interpreter's, the file cache's and the controller's."""
 PATIENCE_SECONDS = 20.0
 """For nvidia-smi, which wakes every GPU first."""
-CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 class Gpu(Record):
@@ -57,16 +57,7 @@ def detect_machine() -> Machine:
     GPUs are those that `nvidia-smi` tells of, none where it is missing or torch was built for CPUs only, and of them
     those that CUDA_VISIBLE_DEVICES names, if it is set.
     """
-    return Machine(
-        cores=_cores(),
-        memory_bytes=_memory_bytes(),
-        gpus=_gpus(),
-    )
-
-
-def detect_processor() -> Machine:
-    """Return this machine's cores and memory alone: `nvidia-smi` may take seconds to tell of its GPUs."""
-    return Machine(cores=_cores(), memory_bytes=_memory_bytes())
+    return Machine(cores=usable_cores(), memory_bytes=usable_memory_bytes(), gpus=_gpus())
 
 
 def memory_kills() -> int:
@@ -90,27 +81,6 @@ def refuse_unusable(execution: ExecutionSpec) -> None:
     answer = subprocess.run(question, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise SpecError((answer.stderr.splitlines() or [f"torch does not start ({answer.returncode})"])[-1])
-
-
-def _cores() -> int:
-    """Return the cores of this process's affinity, or fewer where its control group has a quota (docker's --cpus)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _control_group("cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit():
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
-
-
-def _memory_bytes() -> int:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _control_group("memory.max")
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-def _control_group(name: str) -> str:
-    """Return a setting of this container's control group (version 2); empty where there is none."""
-    file = CONTROL_GROUP / name
-    return file.read_text().strip() if file.is_file() else ""
 
 
 def _gpus() -> tuple[Gpu, ...]:
@@ -150,7 +120,7 @@ def _torch_version() -> str:
 
 def _gpu_memory_bytes(mebibytes: str) -> int:
     """Return a GPU's memory; where nvidia-smi says [N/A] it is the machine's, which the two share."""
-    return int(mebibytes) * 2**20 if mebibytes.isdecimal() else _memory_bytes()
+    return int(mebibytes) * 2**20 if mebibytes.isdecimal() else usable_memory_bytes()
 
 
 def _is_named(gpu: Gpu, number: str, entry: str) -> bool:

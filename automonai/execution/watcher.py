@@ -43,9 +43,10 @@ class Watcher:
             selector: Their labels.
             tell: Gets a Relisted first, then every change, from the thread.
         """
+        self.kind = kind
         self.relists = 0
         """How often everything was listed."""
-        self._api, self._kind, self._selector, self._tell = api, kind, selector, tell
+        self._api, self._selector, self._tell = api, selector, tell
         self._stopping = threading.Event()
         self._stream: Stream | None = None
         self._seen: str | None = None
@@ -56,6 +57,10 @@ class Watcher:
     def start(self) -> None:
         """Begin to watch."""
         self._thread.start()
+
+    def is_watching(self) -> bool:
+        """Whether the thread is at work, be it on its way back after a break; an error that nobody foresaw ends it."""
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         """End the thread; safe to call twice."""
@@ -80,18 +85,18 @@ class Watcher:
                 why = str(error)
             if why and not self._stopping.is_set():
                 self._failures += 1
-                logger.warning("watching %s: %s; trying again", self._kind, why)
+                logger.warning("watching %s: %s; trying again", self.kind, why)
                 self._stopping.wait(pause_seconds(self._failures))
 
     def _list(self) -> str:
-        listing = self._api.list(self._kind, self._selector)
+        listing = self._api.list(self.kind, self._selector)
         self.relists += 1
-        self._tell(Relisted(self._kind, listing.objects))
+        self._tell(Relisted(self.kind, listing.objects))
         return listing.resource_version
 
     def _watch(self, version: str) -> None:
         """Pass on changes until the server ends the watch; `_seen` then says where to go on."""
-        self._stream = self._api.watch(self._kind, self._selector, version)
+        self._stream = self._api.watch(self.kind, self._selector, version)
         if self._stopping.is_set():  # `stop` may have looked before there was a stream to end
             self._stream.end()
         try:

@@ -31,7 +31,7 @@ from automonai.imaging.reading import Volume, read_label
 from automonai.learning.inference import scratch_array
 from automonai.learning.memory import peak_memory_bytes, reset_peak_memory
 from automonai.learning.overlays import render_overlay
-from automonai.learning.precision import Precision
+from automonai.learning.precision import Precision, limit_threads
 from automonai.learning.predicting import (
     LoadedMember,
     class_indices,
@@ -180,6 +180,7 @@ def choose_ensemble(
         DatasetError: If a case cannot be read any more.
     """
     started = clock()
+    limit_threads()
     reset_peak_memory()
     work = _Work(data, store, cache_folder / "members", Precision(device, dtype), stop, clock)
     candidates = Candidates.of(request.candidates)

@@ -25,8 +25,9 @@ from monai.data.utils import compute_importance_map
 
 from automonai.domain.fingerprint import ChannelFacts, IntTriple
 from automonai.domain.plan import Plan
+from automonai.host import usable_memory_bytes
 from automonai.imaging.preprocessing import normalise
-from automonai.learning.memory import free_gpu_bytes, machine_bytes, resident_bytes
+from automonai.learning.memory import free_gpu_bytes, resident_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ def _refuse_what_cannot_fit(shape: Sequence[int], plan: Plan, settings: WindowSe
     if settings.device.type != "cpu":
         return  # there a prediction fits itself to what it finds
     needed = prediction_memory_bytes(shape, plan, settings, networks=networks)
-    taken, there = resident_bytes(), machine_bytes()
+    taken, there = resident_bytes(), usable_memory_bytes()
     if needed + taken > there:
         raise MemoryError(
             f"predicting {' x '.join(map(str, shape))} voxels takes up to {needed} bytes ({needed / 2**30:.2f} GiB)"

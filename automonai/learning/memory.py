@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,6 @@ import torch
 from automonai.spec import ExecutionSpec
 
 logger = logging.getLogger(__name__)
-
-_CONTROL_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of version 2; as `execution.machine`, which has no torch
-
 
 _recorded_bytes: dict[int, int] = {}
 """GPU to what recorded networks hold there between their steps: torch counts it as free, and gives it to nobody."""
@@ -72,13 +68,6 @@ def peak_memory_bytes() -> int:
 def resident_bytes() -> int:
     """Return what this process has in memory now, mapped files left out: the system takes these back; 0 if unknown."""
     return _of_this_process("RssAnon") or 0
-
-
-def machine_bytes() -> int:
-    """Return the memory of this machine, or of this container if that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CONTROL_GROUP_LIMIT.read_text().strip() if _CONTROL_GROUP_LIMIT.is_file() else ""
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def reset_peak_memory() -> None:

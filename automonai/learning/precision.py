@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from automonai.errors import BadRequestError
+from automonai.host import usable_cores
 from automonai.spec import ExecutionSpec
 
 _HARDWARE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # Intel and AMD; the last is Arm's name
@@ -96,6 +98,15 @@ def refusal(execution: ExecutionSpec) -> str | None:
     except BadRequestError as error:
         return str(error)
     return None
+
+
+def limit_threads() -> None:
+    """Let torch compute on the threads that OMP_NUM_THREADS sets aside for this process, or on no more than its cores.
+
+    By itself it takes as many as the machine has, whatever a container's quota, and is throttled for it.
+    """
+    stated = os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(int(stated) if stated else min(torch.get_num_threads(), usable_cores()))
 
 
 def keep_freed_memory() -> None:

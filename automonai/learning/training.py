@@ -39,7 +39,7 @@ from automonai.learning.losses import make_loss
 from automonai.learning.memory import allow_many_files, peak_memory_bytes, reset_peak_memory
 from automonai.learning.metering import UNMETERED, Meter
 from automonai.learning.network import build_network, place
-from automonai.learning.precision import Precision, choose_devices, choose_precision, keep_freed_memory
+from automonai.learning.precision import Precision, choose_devices, choose_precision, keep_freed_memory, limit_threads
 from automonai.learning.validation import Validation, validate, window_count
 from automonai.storage import keys
 from automonai.storage.store import Store
@@ -87,6 +87,7 @@ def train_run(
         StopRequestedError: If `stop` was set.
     """
     began = time.monotonic()
+    limit_threads()
     keep_freed_memory()
     allow_many_files()
     reset_peak_memory()

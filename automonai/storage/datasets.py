@@ -40,6 +40,7 @@ R = TypeVar("R")
 MANIFEST = ".automonai-manifest.json"
 """Hidden, so that no file of a dataset has this name: hidden files are not pushed."""
 LIMIT_VARIABLE = "AUTOMONAI_DATASET_CACHE_GIB"
+_LIMIT = f"{LIMIT_VARIABLE} (on a cluster the chart's cache.datasetsGiB)"
 DEFAULT_LIMIT_GIB = 100.0
 TRANSFERS = 4
 """Files at once."""
@@ -269,7 +270,7 @@ def _make_room(entry: _Entry, *, limit_bytes: int) -> None:
         f"{root}: a dataset of {needed_bytes / 2**30:.2f} GiB does not fit: {limit_bytes / 2**30:.2f} GiB are allowed"
     )
     if needed_bytes > limit_bytes:
-        raise UserError(f"{too_large}; set {LIMIT_VARIABLE} higher")
+        raise UserError(f"{too_large}; set {_LIMIT} higher")
     with _exclusively(root / ".lock"):
         for remains in root.glob(f"{_EVICTED}*"):
             shutil.rmtree(remains, ignore_errors=True)
@@ -280,7 +281,7 @@ def _make_room(entry: _Entry, *, limit_bytes: int) -> None:
             if excess > 0 and _evict(folder):
                 excess -= sizes[folder]
         if excess > 0:
-            raise UserError(f"{too_large}, and runs use what is there; set {LIMIT_VARIABLE} higher or let them end")
+            raise UserError(f"{too_large}, and runs use what is there; set {_LIMIT} higher or let them end")
         write_whole(entry.place / MANIFEST, lambda stream: stream.write(entry.content))
 
 

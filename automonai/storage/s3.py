@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+from xml.etree import ElementTree
 
 import certifi
 import urllib3
@@ -263,7 +264,7 @@ class S3Store:
         verb = _VERBS.get(operation, operation)
         try:
             return self._retrying.call(attempt, transient=self._transient)
-        except (MinioException, HTTPError, _NoIdentityError, _UnconfirmedUploadError) as error:
+        except (MinioException, HTTPError, _NoIdentityError, _UnconfirmedUploadError, *_NO_S3_ANSWER) as error:
             raise self._explained(error, f"{verb} {self.location.name(key)}") from error
 
     def _transient(self, error: Exception) -> str | None:
@@ -279,6 +280,8 @@ class S3Store:
                 return f"no answer from {endpoint} ({type(error).__name__})"
             case _UnconfirmedUploadError():
                 return f"{endpoint} did not confirm an upload"
+            case UnicodeDecodeError() | ElementTree.ParseError():
+                return f"{endpoint} answered with a page that is not S3's"
             case _NoIdentityError() if error.is_transient:
                 return str(error)
         return None
@@ -312,6 +315,10 @@ class S3Store:
         if code in _REMEDIES:
             return StoreAccessError(f"{where}: {code}: {_REMEDIES[code]}")
         return StorageError(f"{where}: {code}: {error.message}")
+
+
+_NO_S3_ANSWER = (UnicodeDecodeError, ElementTree.ParseError)
+"""What the client says of a body that is no XML in UTF-8: most often the error page of a proxy on the way."""
 
 
 class _NoIdentityError(Exception):

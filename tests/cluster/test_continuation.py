@@ -35,6 +35,7 @@ from automonai.storage.opening import open_store
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "automonai.cli")
 LOCATION = "s3://automonai/studies/moved"
 LOW, HIGH = 200, 400
 SPEC = f"""
@@ -57,7 +58,18 @@ DECISIONS = (TrialProposed, RunQueued, RunFinished, SearchEnded, EnsembleQueued,
 
 
 @pytest.fixture(scope="module")
-def moved(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Event]]:
+def beside(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """Start the same study here, to run undisturbed beside the one that is moved; give its folder and process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(SPEC) | {"store": str(folder)}))
+    process = subprocess.Popen([*COMMAND, "search", str(path)], cwd=ROOT)
+    yield folder / "moved", process
+    process.kill()
+
+
+@pytest.fixture(scope="module")
+def moved(release: str, beside: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Event]]:
     """Stop the study in the middle of its first run here, of its second on the cluster, and end it here."""
     path = tmp_path_factory.mktemp("moved") / "study.yaml"
     path.write_text(SPEC)
@@ -75,13 +87,10 @@ def moved(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[li
 
 
 @pytest.fixture(scope="module")
-def undisturbed(moved: list[Event], tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
-    """Run the same study here, from its start to its end."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(SPEC) | {"store": str(folder)}))
-    assert main(["search", str(path)]) == 0
-    return events_of(str(folder / "moved"))
+def undisturbed(beside: tuple[Path, subprocess.Popen[bytes]]) -> list[Event]:
+    study, process = beside
+    assert process.wait(timeout=600) == 0
+    return events_of(str(study))
 
 
 def test_its_journal_is_the_one_of_an_undisturbed_study(moved: list[Event], undisturbed: list[Event]) -> None:
@@ -108,9 +117,8 @@ def test_what_was_learnt_elsewhere_is_gone_on_with(moved: list[Event], undisturb
 
 def search_until_it_learns(spec: Path, run: Run) -> None:
     """Search on this machine, and press Ctrl-C once a run has a checkpoint."""
-    command = [sys.executable, "-m", "automonai.cli", "search", str(spec)]
     process = subprocess.Popen(
-        command,
+        [*COMMAND, "search", str(spec)],
         cwd=ROOT,
         env=dict(os.environ),
         stderr=subprocess.PIPE,

@@ -14,7 +14,6 @@ from certificates import make_authority
 from faults import create
 from real_cluster import (
     CHART,
-    SPEC,
     forwarded,
     helm,
     installed,
@@ -34,6 +33,14 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 BUCKET = "volumes"
+SPEC = """
+split: {test: 0.25, folds: 2}
+search: {sampler: random, space: {depth: 2, channels: 4}, standard: {depth: 2, channels: 4}}
+budget: {iterations: 1, min_epochs: 1, max_epochs: 1}
+refit: {epochs: 1}
+training: {max_patch_voxels: 4096}
+execution: {device: cpu, threads: 1}
+"""
 DATASET, STUDY = f"s3://{BUCKET}/datasets/phantom", f"s3://{BUCKET}/studies/elsewhere"
 ACCESS_KEY, SECRET_KEY = f"user-{secrets.token_hex(8)}", secrets.token_hex(20)
 KEYS = (f"--from-literal=AWS_ACCESS_KEY_ID={ACCESS_KEY}", f"--from-literal=AWS_SECRET_ACCESS_KEY={SECRET_KEY}")
@@ -120,7 +127,7 @@ def test_a_study_runs_on_the_users_own_store(kubernetes_client: ApiClient, elsew
             "s3.caSecret=store-authority",
         )
         with installed(namespace, *settings):
-            helm("test", "automonai", "-n", namespace)
+            helm("test", "automonai", "-n", namespace, "--filter", "name=automonai-test-storage")
             workflow = submit(namespace, {"dataset": DATASET, "name": "elsewhere", "gpus-per-run": "0", "spec": SPEC})
             assert wait_for_end(namespace, workflow, seconds=600) == "Succeeded"
             store = open_store(STUDY)

@@ -30,6 +30,7 @@ SPEC = """
 split: {test: 0.25, folds: 2}
 search: {space: {depth: 2, channels: {type: ordinal, values: [4, 8]}}, standard: {depth: 2, channels: 4}}
 budget: {iterations: 1, min_epochs: 400, max_epochs: 1200, eta: 3}
+refit: {epochs: 400}
 training: {max_patch_voxels: 4096, validation_every_epochs: 50}
 execution: {device: cpu, threads: 1}
 """

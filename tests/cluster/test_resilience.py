@@ -88,7 +88,7 @@ def store(release: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("store")
 def test_a_controller_killed_at_three_moments_has_successors_that_adopt_its_runs(
-    release: str,
+    release: str, undisturbed: Callable[[], dict[str, object]]
 ) -> None:
     study = planned(release, "killed", low=PATIENT).start()
     study.works_on(*(Run(trial=trial, budget_epochs=PATIENT) for trial in (0, 1)))
@@ -110,9 +110,7 @@ def test_a_controller_killed_at_three_moments_has_successors_that_adopt_its_runs
     assert sorted(job["metadata"]["labels"]["automonai/run"] for job in jobs) == sorted([*study.queued(), "ensemble"])
     assert {job["metadata"]["labels"]["automonai/attempt"] for job in jobs} == {"0"}
     assert len(pods) == len(jobs)
-    calm = planned(release, "calm", low=PATIENT).start()
-    assert calm.ends() == "Succeeded"
-    assert study.story() == calm.story()
+    assert study.story()["trials"] == undisturbed()["trials"]
 
 
 @pytest.mark.usefixtures("store")

@@ -28,7 +28,7 @@ TEMPLATE = JobTemplate(image="trainer:1", max_disruptions=2, pending_seconds=60,
 
 def request(trial: int = 1, attempt: int = 0) -> TrainRequest:
     run = Run(trial=trial, budget_epochs=1)
-    return TrainRequest(run=run, configuration=Configuration(), seed=1, attempt=attempt)
+    return TrainRequest(run=run, configuration=Configuration(), seed=1, attempt=attempt, strikes=attempt)
 
 
 @dataclass
@@ -106,4 +106,4 @@ _clusters: WeakKeyDictionary[KubernetesExecutor, FakeCluster] = WeakKeyDictionar
 
 
 def _have_seen_all(executor: KubernetesExecutor, cluster: FakeCluster) -> bool:
-    return all(int(watcher._seen or 0) >= cluster.last_change(watcher._kind) for watcher in executor._watchers)
+    return all(int(watcher._seen or 0) >= cluster.last_change(watcher.kind) for watcher in executor._watchers)

@@ -289,7 +289,7 @@ def test_a_second_controller_is_refused(bench: Bench) -> None:
     refused: list[Exception] = []
 
     def second() -> None:
-        there = bench.here.model_copy(update={"identity": "pod-2"})
+        there = bench.here.model_copy(update={"identity": "pod-2", "workflow": "brain-next"})
         try:
             cluster_steps.search(bench.parameters, surroundings=there, api=bench.cluster.api())
         except StudyLockedError as error:
@@ -307,7 +307,7 @@ def test_a_second_controller_is_refused(bench: Bench) -> None:
 def test_without_a_network_to_show_the_exit_code_is_1_and_there_is_a_report(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("automonai.execution.kubernetes.pause_before", lambda attempt: 0.0)
+    monkeypatch.setattr("automonai.execution.kubernetes.pause_before", lambda strikes: 0.0)
     bench.start()
     bench.cluster.on_job = lambda job: bench.cluster.end_pod(bench.cluster.start_pod(job), 137, "OOMKilled")
     assert bench.search() == 1

@@ -26,7 +26,7 @@ def losing(bench: Bench, is_lost: Callable[[Asked], bool]) -> Study:
 
 
 def test_a_run_that_is_lost_again_waits_longer_each_time() -> None:
-    assert [pause_before(attempt) for attempt in (0, 1, 2, 3, 9)] == [0, 5, 20, 80, 300]
+    assert [pause_before(strikes) for strikes in (0, 1, 2, 3, 9)] == [0, 5, 20, 80, 300]
 
 
 def test_the_ensemble_is_tried_again_by_the_next_session_and_nothing_is_trained_twice() -> None:
@@ -49,6 +49,22 @@ def test_runs_that_are_all_lost_stop_the_controller_and_not_the_study() -> None:
     left = Study.replay(Journal(bench.store).read())
     assert sum(r.result is not None and r.result.reason is FailureReason.LOST for r in left.runs.values()) == LOST_RUNS
     assert bench.run().ended.succeeded
+
+
+def test_a_bad_node_does_not_stop_a_controller_whose_other_runs_are_at_work() -> None:
+    bench = Bench(make_spec(iterations=3, parallel=2))
+    mended_at = bench.clock.now + 1000
+
+    def seconds_of(request: Asked) -> float:
+        return 1000.0 if request.run_id == "trial-0000-epochs-0001-fold-0" else 1.0
+
+    def lose(request: Asked) -> str | None:
+        return "a bad node" if bench.clock.now < mended_at else None
+
+    study = bench.run(executor=bench.executor(seconds=seconds_of, lose=lose))
+    lost = [r for r in study.runs.values() if r.result is not None and r.result.reason is FailureReason.LOST]
+    assert len(lost) == LOST_RUNS
+    assert study.ended.succeeded
 
 
 def test_a_search_whose_later_runs_all_fail_ends_and_the_best_is_refitted(monkeypatch: pytest.MonkeyPatch) -> None:

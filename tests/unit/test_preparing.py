@@ -7,7 +7,6 @@ import pytest
 
 from automonai import api, preparing
 from automonai.errors import DatasetError
-from automonai.execution.machine import Machine
 from automonai.imaging import checking
 from automonai.spec import SplitSpec, TrainingSpec
 
@@ -27,7 +26,8 @@ def test_a_dataset_is_checked_with_all_cores_and_within_the_memory(
         raise DatasetError(["enough"])
 
     monkeypatch.setattr(checking, "check_dataset", check_dataset)
-    monkeypatch.setattr(preparing, "detect_processor", lambda: Machine(cores=3, memory_bytes=1000))
+    monkeypatch.setattr(preparing, "usable_cores", lambda: 3)
+    monkeypatch.setattr(preparing, "usable_memory_bytes", lambda: 1000)
     with pytest.raises(DatasetError, match="enough"):
         read_all(tmp_path)
     assert (asked["readers"], asked["memory_bytes"]) == (3, 800)

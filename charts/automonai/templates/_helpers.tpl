@@ -211,7 +211,8 @@ containers:
     resources: {{ include "automonai.resources" $root.Values.controller.executorResources | fromYaml | toJson }}
   - name: main
     imagePullPolicy: {{ $root.Values.image.pullPolicy | quote }}
-    {{- with .values.env }}
+    {{- $env = concat (default (list) .threads) .values.env }}
+    {{- with $env }}
     env: {{ toJson . }}
     {{- end }}
     resources: {{ toJson .resources }}
@@ -253,6 +254,21 @@ capabilities:
 {{- include "automonai.podPatch" (merge (dict "values" $values "resources" $resources "graceSeconds" 60) .) -}}
 {{- end -}}
 
+{{- /* automonai.stepPodMetadata (list $ values): its policies find a workflow's pods by these labels. */ -}}
+{{- define "automonai.stepPodMetadata" -}}
+{{- $root := index . 0 -}}
+{{- $values := index . 1 -}}
+labels:
+  {{- range $key, $value := $values.labels }}
+  {{ $key | quote }}: {{ $value | quote }}
+  {{- end }}
+  app.kubernetes.io/name: automonai
+  app.kubernetes.io/part-of: automonai
+  app.kubernetes.io/component: step
+  app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
+annotations: {{ toJson $values.annotations }}
+{{- end -}}
+
 {{- /*
 For pods that train or predict without a Job; the parameter gpus of their workflow says how many GPUs. Only as a number:
 the patch is JSON in a text, and what a submitter writes could else end that text and go on as part of the pod.
@@ -263,7 +279,13 @@ the patch is JSON in a text, and what a submitter writes could else end that tex
 {{- $limits := default (dict) $resources.limits -}}
 {{- $_ := set $limits $trial.gpu.resourceName "{{=asInt(workflow.parameters.gpus)}}" -}}
 {{- $_ := set $resources "limits" $limits -}}
-{{- include "automonai.podPatch" (dict "root" . "values" $trial "resources" $resources "graceSeconds" $trial.graceSeconds "sharedMemory" $trial.sharedMemory "usesCache" true) -}}
+{{- $threads := list -}}
+{{- if not (kindIs "invalid" $trial.threads) -}}
+{{- range list "OMP_NUM_THREADS" "MKL_NUM_THREADS" -}}
+{{- $threads = append $threads (dict "name" . "value" (toString (int $trial.threads))) -}}
+{{- end -}}
+{{- end -}}
+{{- include "automonai.podPatch" (dict "root" . "values" $trial "threads" $threads "resources" $resources "graceSeconds" $trial.graceSeconds "sharedMemory" $trial.sharedMemory "usesCache" true) -}}
 {{- end -}}
 
 {{- /*
@@ -276,7 +298,6 @@ The file is text to Helm: Argo's double braces are not rendered.
 {{- $marks := dict
   "controllerImage" (include "automonai.image" (list $root "controller"))
   "trainerImage" (include "automonai.image" (list $root "trainer"))
-  "release" $root.Release.Name
   "cacheLabel" (include "automonai.cacheLabel" $root)
   "stepAccount" (printf "%s-step" $name)
   "controllerAccount" (printf "%s-controller" $name)
@@ -289,6 +310,8 @@ The file is text to Helm: Argo's double braces are not rendered.
   "workflowKeepSeconds" (int $root.Values.workflow.keepSeconds)
   "metricsPort" (ternary "9109" "" $root.Values.metrics.enabled)
   "metricsScraped" (toString $root.Values.metrics.enabled)
+  "stepPodMetadata" (include "automonai.stepPodMetadata" (list $root $root.Values.controller) | fromYaml)
+  "trialPodMetadata" (include "automonai.stepPodMetadata" (list $root $root.Values.trial) | fromYaml)
   "podSecurityContext" (include "automonai.podSecurityContext" $root | fromYaml)
   "stepPodPatch" (include "automonai.stepPatch" (dict "root" $root))
   "checkPodPatch" (include "automonai.stepPatch" (dict "root" $root "usesCache" true))

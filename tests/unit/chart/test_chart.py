@@ -101,6 +101,21 @@ def test_gpu_values_reach_jobs_and_form(render: Render) -> None:
     }
 
 
+@pytest.mark.parametrize(("who", "workflow"), [("controller", "study"), ("trial", "train"), ("trial", "predict")])
+def test_pods_of_workflows_have_your_labels_and_annotations_beside_those_that_policies_go_by(
+    who: str, workflow: str, render: Render
+) -> None:
+    yours = f"{who}.labels.team=a,{who}.labels.app\\.kubernetes\\.io/component=b,{who}.annotations.karpenter=c"
+    (template,) = (
+        document
+        for document in render("minio", "--set", yours)
+        if document["kind"] == "WorkflowTemplate" and document["metadata"]["name"] == f"automonai-{workflow}"
+    )
+    metadata = template["spec"]["podMetadata"]
+    assert metadata["annotations"] == {"karpenter": "c"}
+    assert (metadata["labels"]["team"], metadata["labels"]["app.kubernetes.io/component"]) == ("a", "step")
+
+
 def test_images_by_digest_go_before_the_tag(render: Render) -> None:
     images = set(re.findall(r"registry\.example\.org/imaging/[\w@:-]+", json.dumps(render("digest"))))
     assert images == {f"registry.example.org/imaging/automonai-controller@sha256:{'1' * 64}"} | {

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
 from fake_cluster import FakeCluster
+from urllib3.exceptions import ProtocolError
 
 from automonai.errors import ClusterError
 from automonai.execution.cluster_api import ClusterApi, Listing
@@ -36,6 +37,25 @@ def test_a_page_of_something_between_counts_as_no_answer(
     monkeypatch.setattr(api, "_call", lambda *arguments, **options: page)
     with pytest.raises(ClusterError, match="the answer is none of the Kubernetes API") as caught:
         ask(api)
+    assert caught.value.is_passing
+
+
+class Broken:
+    """A refusal whose body never comes."""
+
+    status, reason = 429, "Too Many Requests"
+
+    def read(self) -> bytes:
+        raise ProtocolError("the connection broke")
+
+    def release_conn(self) -> None: ...
+
+
+def test_a_refusal_counts_although_its_words_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = FakeCluster().api()
+    monkeypatch.setattr(api._pool, "request", lambda *arguments, **options: Broken())
+    with pytest.raises(ClusterError, match="429 Too Many Requests") as caught:
+        api.find_job("a")
     assert caught.value.is_passing
 
 

@@ -103,6 +103,7 @@ def test_a_pod_that_never_leaves_is_on_a_lost_node(bench: Bench) -> None:
     assert settle(executor) == []
     bench.clock.now = 301
     assert "its node is lost" in lost(executor, LossCause.NODE_LOST)
+    assert bench.cluster.count("GET", "/log") == 0, "the lost node's kubelet would be waited for"
 
 
 def test_a_lost_run_is_told_only_when_its_last_pod_is_gone(bench: Bench) -> None:
@@ -218,6 +219,36 @@ def test_the_next_attempt_is_another_job(bench: Bench) -> None:
     bench.clock.now = 6
     assert settle(executor) == []
     assert len(bench.cluster.objects["jobs"]) == 2
+
+
+def test_a_successor_adopts_a_later_attempt_at_once(bench: Bench) -> None:
+    first = bench.executor()
+    first.submit(request(attempt=1))
+    bench.clock.now = 6
+    settle(first)
+    first.close()
+    pod = bench.cluster.start_pod(bench.cluster.only_job())
+    second = bench.executor()
+    second.submit(request(attempt=1))
+    bench.finish(request())
+    bench.cluster.end_pod(pod, 0)
+    assert second.poll(5.0) == [Report(run_id=request().run_id)]
+
+
+def test_waiting_for_room_makes_no_next_attempt_wait_longer(bench: Bench) -> None:
+    executor = bench.executor()
+    executor.submit(request(attempt=3).model_copy(update={"strikes": 0}))
+    assert len(bench.cluster.objects["jobs"]) == 1
+
+
+def test_a_watch_that_ended_for_good_ends_the_controller(bench: Bench) -> None:
+    executor = bench.executor()
+    bench.start(executor)
+    assert settle(executor) == []
+    executor._watchers[1].stop()
+    with pytest.raises(ClusterError, match="nobody watches the pods") as caught:
+        executor.poll(0.0)
+    assert caught.value.is_passing
 
 
 def test_a_job_of_that_name_that_is_being_deleted_makes_room_first(bench: Bench) -> None:

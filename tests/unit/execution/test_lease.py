@@ -53,8 +53,8 @@ def renew(cluster: FakeCluster) -> None:
     cluster.put("leases", dict(cluster.objects["leases"][lease_name("brain")]))
 
 
-def acquire(cluster: FakeCluster, clock: Clock, identity: str = "second") -> None:
-    _acquire(cluster.api(), "brain", identity=identity, workflow=None, sleep=clock.sleep, clock=clock)
+def acquire(cluster: FakeCluster, clock: Clock, identity: str = "second", workflow: str | None = None) -> None:
+    _acquire(cluster.api(), "brain", identity=identity, workflow=workflow, sleep=clock.sleep, clock=clock)
 
 
 def until(condition: object) -> None:
@@ -79,6 +79,17 @@ def test_a_lease_that_was_given_back_is_taken_at_once(cluster: FakeCluster) -> N
     clock = Clock()
     acquire(cluster, clock)
     assert clock.now == 0
+    assert holder(cluster) == "second"
+
+
+def test_a_controller_waits_for_its_own_workflows_earlier_one_to_end(cluster: FakeCluster) -> None:
+    with leased(cluster.api(), "brain", identity="first", workflow="brain-abc"):
+        pass
+    cluster.objects["leases"][lease_name("brain")]["spec"]["holderIdentity"] = "first"
+    clock = Clock()
+    clock.on_sleep = lambda: renew(cluster) if clock.now < 30 else None
+    acquire(cluster, clock, workflow="brain-abc")
+    assert 28 <= clock.now - lease_module.LEASE_SECONDS <= 31
     assert holder(cluster) == "second"
 
 

@@ -41,10 +41,10 @@ def test_a_run_that_is_handed_to_a_worker_that_leaves_for_its_leaked_memory_is_n
 def test_a_run_that_was_lost_twice_waits_in_its_slot(
     attempt: int, waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "pause_before", lambda attempt: 60.0)
+    monkeypatch.setattr(local, "pause_before", lambda strikes: 60.0)
     executor = LocalExecutor(tmp_path, slots=1, threads=1, cache_folder=tmp_path, command=(sys.executable, str(ECHO)))
     run = Run(trial=1, budget_epochs=1)
-    executor.submit(TrainRequest(run=run, configuration=Configuration(), seed=0, attempt=attempt))
+    executor.submit(TrainRequest(run=run, configuration=Configuration(), seed=0, attempt=attempt, strikes=attempt))
     assert executor.free_slots() == 0
     executor.poll(0.3)
     assert (executor.notices() == []) is waits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from automonai.errors import SpecError
 from automonai.execution import machine
-from automonai.execution.machine import Gpu, detect_machine, detect_processor, refuse_unusable
+from automonai.execution.machine import Gpu, detect_machine, refuse_unusable
 from automonai.spec import ExecutionSpec
 
 TORCH_VERSION = machine._torch_version
@@ -89,30 +88,6 @@ def test_a_driver_that_does_not_answer_counts_as_none(nvidia_smi: Path, monkeypa
     monkeypatch.setattr(machine, "PATIENCE_SECONDS", 0.1)
     nvidia_smi.write_text("#!/bin/sh\nexec sleep 30\n")
     assert detect_machine().gpus == ()
-
-
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), (None, 8)])
-def test_a_containers_quota_of_cpu_time_counts_as_so_many_cores(
-    quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    if quota is not None:
-        (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert detect_machine().cores == cores
-
-
-def test_cores_and_memory_are_told_without_asking_for_gpus(nvidia_smi: Path, tmp_path: Path) -> None:
-    expected = detect_machine()
-    nvidia_smi.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
-    assert detect_processor() == expected.model_copy(update={"gpus": ()})
-    assert not (tmp_path / "asked").exists()
-
-
-def test_a_containers_memory_is_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "CONTROL_GROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("1073741824\n")
-    assert detect_machine().memory_bytes == 2**30
 
 
 @pytest.fixture

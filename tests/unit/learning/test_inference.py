@@ -322,7 +322,7 @@ def test_what_the_machine_has_no_memory_for_is_refused_before_it_is_predicted(mo
     model = network()
     model.register_forward_hook(lambda *_: passes.append(True))
     for there in (needed + 1000, needed + 999):
-        monkeypatch.setattr(inference, "machine_bytes", lambda there=there: there)
+        monkeypatch.setattr(inference, "usable_memory_bytes", lambda there=there: there)
         slabs = logit_slabs(
             [model, model],
             raw,

@@ -1,20 +1,16 @@
 from __future__ import annotations
 
-import os
 import resource
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from automonai.learning import memory
 from automonai.learning.memory import (
     allow_many_files,
     free_gpu_bytes,
     gpu_memory,
-    machine_bytes,
     peak_memory_bytes,
     recording,
     release_gpu_memory,
@@ -120,14 +116,3 @@ def test_the_peak_is_of_what_came_after_the_reset() -> None:
     reset_peak_memory()
     assert resident_bytes() < resident - 2**26
     assert peak_memory_bytes() < peak - 2**26
-
-
-@pytest.mark.parametrize(("limit", "expected"), [("1048576", 2**20), ("max", None), (None, None)])
-def test_a_container_has_the_memory_of_its_limit(
-    limit: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "_CONTROL_GROUP_LIMIT", tmp_path / "memory.max")
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(f"{limit}\n")
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert machine_bytes() == (expected or total)

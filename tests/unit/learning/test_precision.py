@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from automonai.errors import BadRequestError
-from automonai.learning.precision import Precision, choose_device, choose_devices, choose_precision, refusal
+from automonai.learning import precision
+from automonai.learning.precision import (
+    Precision,
+    choose_device,
+    choose_devices,
+    choose_precision,
+    limit_threads,
+    refusal,
+)
 from automonai.spec import ExecutionSpec
 
 CPU = torch.device("cpu")
@@ -35,6 +43,21 @@ def test_a_training_computes_on_as_many_gpus_as_it_may_and_sees(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [str(device) for device in choose_devices(ExecutionSpec(), most_gpus=most_gpus)] == names
     assert choose_devices(ExecutionSpec(device="cpu"), most_gpus=most_gpus) == (CPU,)
+
+
+@pytest.mark.parametrize(("stated", "threads"), [("3", 3), (None, 2)])
+def test_torch_takes_the_threads_that_are_stated_or_no_more_than_the_cores(
+    monkeypatch: pytest.MonkeyPatch, stated: str | None, threads: int
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(precision, "usable_cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if stated is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    limit_threads()
+    assert taken == [threads]
 
 
 def test_a_refusal_names_the_field_and_without_one_there_is_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:

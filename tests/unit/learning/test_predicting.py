@@ -319,7 +319,7 @@ def test_the_largest_component_is_found_in_a_few_bytes_a_voxel(monkeypatch: pyte
 def test_an_image_that_the_machine_has_no_memory_for_is_named_with_what_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "machine_bytes", lambda: 2**30)
+    monkeypatch.setattr(inference, "usable_memory_bytes", lambda: 2**30)
     monkeypatch.setattr(inference, "resident_bytes", lambda: 2**30 - 2**26)
     with pytest.raises(DatasetError) as caught:
         predict([write(tmp_path / "head.nii.gz", ball())], tmp_path / "out")

@@ -316,6 +316,24 @@ def test_errors_of_a_busy_server_are_tried_again(
     assert len(caplog.records) == len(statuses)
 
 
+@pytest.mark.parametrize("page", ["<p>überlastet".encode("latin-1"), b"<p>overloaded"])
+def test_an_error_page_of_a_proxy_is_no_answer(answering: tuple[str, type[Answers]], page: bytes) -> None:
+    endpoint, handler = answering
+    handler.statuses = [503]
+    handler.body = page
+
+    def answer_otherwise(seconds: float) -> None:
+        handler.body = b"<Error><Code>NoSuchKey</Code></Error>"
+
+    store = S3Store(
+        S3Location("abc"),
+        S3Settings(endpoint=endpoint, access_key="id", secret_key="secret"),
+        retrying=Retrying(sleep=answer_otherwise),
+    )
+    with pytest.raises(ObjectNotFoundError):
+        store.get("a")
+
+
 @pytest.mark.parametrize("has_own_keys", [True, False])
 def test_keys_that_expired_by_the_servers_clock_are_waited_for_where_they_are_renewed(
     answering: tuple[str, type[Answers]], has_own_keys: bool, monkeypatch: pytest.MonkeyPatch
