@@ -107,7 +107,7 @@ def _facts_table(study: Study, now: float) -> Table:
 
 def _running_words(study: Study, now: float) -> str:
     running = [
-        f"{record.run.id} ({_open_words(queued_at=record.queued_at, started_at=record.started_at, now=now)})"
+        f"{record.run.id} ({_open_words(study, queued_at=record.queued_at, started_at=record.started_at, now=now)})"
         for record in study.open_runs
     ]
     if study.phase is Phase.ENSEMBLE:
@@ -115,9 +115,10 @@ def _running_words(study: Study, now: float) -> str:
     return ", ".join(running) or "nothing"
 
 
-def _open_words(*, queued_at: float, started_at: float | None, now: float) -> str:
+def _open_words(study: Study, *, queued_at: float, started_at: float | None, now: float) -> str:
     if started_at is None:
-        return f"queued for {duration(max(0.0, now - queued_at))}"
+        waited = study.elapsed_seconds(now) - study.elapsed_at(queued_at)
+        return f"queued for {duration(max(0.0, waited))}"
     return duration(max(0.0, now - started_at))
 
 
@@ -159,7 +160,7 @@ def _ensemble_words(study: Study, now: float) -> str:
     queued = study.ensemble_queued
     if queued is None:
         return "the ensemble"
-    return f"the ensemble ({_open_words(queued_at=queued.at, started_at=study.ensemble_started_at, now=now)})"
+    return f"the ensemble ({_open_words(study, queued_at=queued.at, started_at=study.ensemble_started_at, now=now)})"
 
 
 def last_event_words(study: Study, now: float) -> str:

@@ -238,7 +238,7 @@ def _why_not(study: Study, action: Propose | Queue, now: float) -> str:
 def _natural_end(study: Study) -> str:
     if study.exhausted:
         return "every configuration of the space was tried"
-    return f"{study.spec.budget.iterations} iterations are done"
+    return "1 iteration is done" if (count := study.spec.budget.iterations) == 1 else f"{count} iterations are done"
 
 
 def _next_in_refit(study: Study) -> Action:

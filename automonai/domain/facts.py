@@ -138,6 +138,10 @@ class Facts:
             case _:
                 self._apply_step(event)
 
+    def elapsed_at(self, at: float) -> float:
+        """Return the time that had been spent at a past moment."""
+        return sum(max(0.0, min(end, at) - begin) for begin, end in self._sessions if begin <= at)
+
     def _begin_session(self, at: float) -> None:
         """Begin anew where the last session ended: a night between them is no time that runs took."""
         pause = max(0.0, at - self._sessions[-1][1]) if self._sessions else 0.0
@@ -193,7 +197,7 @@ class Facts:
             self.ensemble_started_at = event.at
             return
         known = self.runs[event.run_id]
-        self.queue_seconds.append(max(0.0, event.at - known.queued_at))
+        self.queue_seconds.append(max(0.0, self.elapsed_at(event.at) - self.elapsed_at(known.queued_at)))
         self.runs[event.run_id] = replace(known, state=RunState.RUNNING, started_at=event.at)
 
     def _apply_finished(self, event: RunFinished) -> None:

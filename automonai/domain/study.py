@@ -16,12 +16,13 @@ from automonai.domain.facts import ENSEMBLE_RUN_ID, Facts, RunRecord
 from automonai.domain.run import FailureReason, Purpose, Result, RunState, Trial
 from automonai.spec import SamplerName
 
-_OWN_FAULTS = (
+OWN_FAULTS = (
     FailureReason.BAD_CONFIGURATION,
     FailureReason.DOES_NOT_FIT,
     FailureReason.OUT_OF_MEMORY,
     FailureReason.NON_FINITE_LOSS,
 )
+"""By which a configuration's own training fails, wherever it is tried."""
 
 
 class Phase(StrEnum):
@@ -122,7 +123,7 @@ class Study(Facts):
     @property
     def failed_trials(self) -> frozenset[int]:
         """Return the trials of which a training of the search failed by its configuration's own fault."""
-        return frozenset(r.run.trial for r in self.search_records() if r.result and r.result.reason in _OWN_FAULTS)
+        return frozenset(r.run.trial for r in self.search_records() if r.result and r.result.reason in OWN_FAULTS)
 
     @property
     def incumbent(self) -> tuple[Trial, Result] | None:
@@ -143,10 +144,6 @@ class Study(Facts):
     def last_event_at(self) -> float:
         """Return when the journal's last event happened."""
         return self._sessions[-1][1] if self._sessions else self.started_at
-
-    def elapsed_at(self, at: float) -> float:
-        """Return the time that had been spent at a past moment."""
-        return sum(max(0.0, min(end, at) - begin) for begin, end in self._sessions if begin <= at)
 
     def seconds_per_epoch(self, trial: int | None = None) -> float | None:
         """Return a trial's measured time per epoch, or the median over all trials for one that has none."""

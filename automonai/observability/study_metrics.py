@@ -38,7 +38,10 @@ STUDY_INFO = Definition(
     ("dataset", "sampler", "objective"),
 )
 RUNS = Definition(
-    "automonai_study_runs", "gauge", "Runs by state, those of the refit included, the ensemble's work not.", ("state",)
+    "automonai_study_runs",
+    "gauge",
+    "Runs by state, those of the refit included, and the ensemble's work while it is queued or running.",
+    ("state",),
 )
 FINISHED = Definition(
     "automonai_runs_finished_total",
@@ -118,7 +121,7 @@ PATCHES = Definition(
     "Patches that completed runs trained on, by their results, so that trainings shorter than two scrapes count.",
 )
 EPOCHS = Definition(
-    "automonai_study_epochs_total", "counter", "Epochs that completed runs trained, by their results.", ("rung",)
+    "automonai_study_epochs_total", "counter", "Epochs that ended runs trained, by their results.", ("rung",)
 )
 THROUGHPUT = Definition(
     "automonai_run_throughput_patches_per_second",
@@ -226,6 +229,8 @@ def _results(study: Study) -> tuple[tuple[str, Result], ...]:
 
 def _runs(study: Study, results: Sequence[tuple[str, Result]]) -> Iterator[Metric]:
     states = Counter(record.state for record in study.runs.values())
+    if study.ensemble_queued is not None and study.ensemble is None:
+        states[RunState.QUEUED if study.ensemble_started_at is None else RunState.RUNNING] += 1
     yield _gauge(RUNS, {(state.value,): states[state] for state in RunState})
     rungs = (*map(str, study.rungs), "refit", ENSEMBLE_RUNG)
     finished: Counter[tuple[str, ...]] = Counter({(rung, COMPLETE): 0 for rung in rungs})

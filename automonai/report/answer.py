@@ -37,7 +37,8 @@ from automonai.report.words import (
 )
 from automonai.spec import SamplerName
 
-_VERY_FEW_CASES, _FEW_CASES = 10, 20
+_VERY_FEW_CASES, _MANY_CASES = 10, 60
+"""Below the first intervals are rough; below the second they miss what happens to one patient in twenty."""
 TOLERANCE_MM = 1.0
 """Tolerance of the surface Dice by which the ensemble is scored."""
 
@@ -143,7 +144,7 @@ def _mean(intervals: dict[str, Interval]) -> float | None:
 
 
 def _reading(test: HeldOutScores) -> str:
-    cases = len(test.cases)
+    cases = min((interval.cases for interval in test.dice.values() if interval.cases), default=0)
     text = (
         "Dice is the overlap with the reference, from 0 to 1. HD95 is the distance in millimetres within which 95 % of "
         "the two surfaces lie from each other; less is better. Surface Dice is the share of the surfaces that agree to "
@@ -154,17 +155,26 @@ def _reading(test: HeldOutScores) -> str:
     if absent:
         text += f" Cases in which a structure is neither present nor found do not count for it: {', '.join(absent)}."
     few = (
-        f"With only {counted(cases, 'test case')} the intervals are rough, and too narrow where the network fails on "
-        "few patients: these cases may hold none of them."
+        f"With only {counted(cases, 'test case')} {_of_a_class(test, cases)}the intervals are rough, and too narrow "
+        "where the network fails on few patients: these cases may hold none of them."
     )
-    return paragraph(text, "small muted") + _unmatched(test) + (notice(few) if cases < _VERY_FEW_CASES else "")
+    is_rough = 1 < cases < _VERY_FEW_CASES
+    return paragraph(text, "small muted") + _unmatched(test) + (notice(few) if is_rough else "")
+
+
+def _of_a_class(test: HeldOutScores, cases: int) -> str:
+    """Return which class has so few cases, if others have more."""
+    names = [name for name, interval in test.dice.items() if interval.cases == cases]
+    return "" if cases == len(test.cases) else f"that {'have' if cases > 1 else 'has'} {' or '.join(names)} "
 
 
 def _coverage(cases: int) -> str:
     """Return how far to trust the intervals, as their module measured."""
     if cases < _VERY_FEW_CASES:
         return ""
-    narrow = "; with so few cases they are somewhat too narrow" if cases < _FEW_CASES else ""
+    narrow = (
+        "; fewer where the network fails on few patients, of whom these may hold none" if cases < _MANY_CASES else ""
+    )
     return f" (of intervals made in this way about 95 in 100 hold the true mean{narrow})"
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from automonai.domain.run import CurvePoint, Origin, RunState
-from automonai.domain.study import Study
+from automonai.domain.study import OWN_FAULTS, Study
 from automonai.report.drawing import (
     BLUE,
     GREEN,
@@ -35,7 +35,7 @@ from automonai.report.drawing import (
 from automonai.report.summarising import longest_curves
 from automonai.report.summary import HeldOutScores, Importance, Summary, TrialSummary
 from automonai.report.words import HYPERPARAMETER_WORDS, ORIGIN_WORDS, value_words
-from automonai.spec import Choice, IntegerRange, Ordered, RealRange
+from automonai.spec import Choice, IntegerRange, Ordered, RealRange, SamplerName
 
 _RANKS = LinearSegmentedColormap.from_list("ranks", ["#004a7c", "#2f8fc4", "#b3c3d1"])
 """Best to worst, by lightness, so that it survives grey printing."""
@@ -47,10 +47,11 @@ _TELLING_POINTS = 3
 
 
 class Moment(NamedTuple):
-    """A completed run of the search, and the best Dice once it was there."""
+    """A run of the search that completed, or failed by its own fault, and the best Dice once it was there."""
 
     seconds: float
-    dice: float
+    dice: float | None
+    """None if it failed."""
     best: float
     budget_epochs: int
 
@@ -143,8 +144,9 @@ def incumbent_over_time(summary: Summary, study: Study) -> str:
         axes = figure.subplots()
         seconds = [moment.seconds for moment in moments]
         end = summary.budget.search_seconds or seconds[-1]
-        _dice_axis(axes, [m.dice for m in moments])
-        _scatter_by_budget(axes, [(m.seconds, m.dice, m.budget_epochs) for m in moments])
+        points = [(m.seconds, m.dice, m.budget_epochs) for m in moments if m.dice is not None]
+        _dice_axis(axes, [dice for _, dice, _ in points])
+        _scatter_by_budget(axes, points)
         steps = [*moments, moments[-1]._replace(seconds=max(end, seconds[-1]))]
         axes.step(
             [m.seconds for m in steps],
@@ -169,28 +171,34 @@ def incumbent_over_time(summary: Summary, study: Study) -> str:
 
 
 def incumbent_moments(study: Study) -> list[Moment]:
-    """Return the completed runs of the search in their order, each with the incumbent's Dice from then on.
+    """Return what changed the ranking in its order, each time with the incumbent's Dice from then on.
 
-    A trial counts by its last rung, as in the study's ranking, so the best may fall when its next rung is worse.
+    A trial counts by its last rung, and one that fails in a longer training stands behind those that did not, as in the
+    study's ranking: so the best may fall.
     """
-    last: dict[int, tuple[float, float]] = {}
+    last: dict[int, tuple[bool, float, float]] = {}
     moments = []
     search = {record.run.id: record for record in study.search_records()}
     for run_id in study.finished:
         record = search.get(run_id)
-        if record is None or record.state is not RunState.COMPLETE or record.result is None:
+        if record is None or record.result is None or record.finished_at is None:
             continue
-        dice, loss = record.result.mean_dice, record.result.loss
-        if dice is None or loss is None or record.finished_at is None:
+        trial, dice, loss = record.run.trial, record.result.mean_dice, record.result.loss
+        if record.state is RunState.COMPLETE and dice is not None and loss is not None:
+            last[trial] = (False, loss, dice)
+        elif record.result.reason in OWN_FAULTS and trial in last:
+            last[trial], dice = (True, *last[trial][1:]), None
+        else:
             continue
-        last[record.run.trial] = (loss, dice)
-        _, best = min(last.values())
-        seconds = study.elapsed_at(record.finished_at)
-        moments.append(Moment(seconds, dice, best, record.run.budget_epochs))
+        _, _, best = min(last.values())
+        moments.append(Moment(study.elapsed_at(record.finished_at), dice, best, record.run.budget_epochs))
     return moments
 
 
-_MARKERS = ((SKY, "o"), (BLUE, "^"), (GREEN, "s"), (INK, "D"), (PURPLE, "v"), (MUTED, "P"))
+_MARKERS = (
+    *((SKY, "o"), (BLUE, "^"), (GREEN, "s"), (INK, "D"), (PURPLE, "v"), (MUTED, "P")),
+    *((SKY, "*"), (GREEN, ">"), (BLUE, "X"), (PURPLE, "<"), (INK, "p")),
+)
 
 
 def _scatter_by_budget(axes: Axes, points: Sequence[tuple[float, float, int]]) -> None:
@@ -448,7 +456,8 @@ def class_boxes(test: HeldOutScores) -> str:
 def proposal_bars(summary: Summary) -> str:
     """Draw how many configurations came from where."""
     counts = [(origin, sum(t.origin is origin for t in summary.trials)) for origin in Origin]
-    shown = [(origin, count) for origin, count in counts if count or origin in (Origin.MODEL, Origin.FALLBACK)]
+    always = (Origin.MODEL, Origin.FALLBACK) if summary.sampler == SamplerName.BOHB else ()
+    shown = [(origin, count) for origin, count in counts if count or origin in always]
     if not summary.trials:
         return ""
 

@@ -12,7 +12,12 @@ intervals so many held the true mean:
     bootstrap, rare failures    52        53        56        65        87
 
 The bootstrap was by percentiles below 8 cases. A studentised one did as well as this, with wider intervals. For
-log-normal distances it is 90 to 92 against 72 to 91.
+log-normal distances it is 90 to 92 against 72 to 91. Around the mean of two classes, one of which few of 42 cases
+have, so many held it (4,000 draws):
+
+    cases that have the class     2     3     4     6    12    42
+    this one                     89    94    95    95    94    95
+    every class like the others  63    77    84    89    92    95
 """
 
 from __future__ import annotations
@@ -34,9 +39,9 @@ class Interval(Record):
     mean: float | None
     """None if no case has the figure."""
     low: float | None
-    """Lower end of the interval; None for fewer than two cases."""
+    """Lower end of the interval; None for fewer than two cases, of the whole or of a class."""
     high: float | None
-    """Upper end of the interval; None for fewer than two cases."""
+    """Upper end of the interval; None likewise."""
     median: float | None
     """Over the cases that have the figure; None if none has."""
     cases: int
@@ -56,7 +61,9 @@ def interval_of(values: Sequence[float | None], *, largest: float = 1.0) -> Inte
     if not defined.size:
         return Interval(mean=None, low=None, high=None, median=None, cases=0, undefined=len(values))
     mean = float(defined.mean())
-    low, high = _bounds(mean, defined - mean, largest)
+    low, high = None, None
+    if defined.size > 1:
+        low, high = _bounds(mean, float(defined.std(ddof=1)) / math.sqrt(defined.size), defined.size - 1.0, largest)
     return Interval(
         mean=mean,
         low=low,
@@ -81,7 +88,8 @@ def interval_of_class_means(rows: Sequence[Sequence[float | None]]) -> Interval:
         return Interval(mean=None, low=None, high=None, median=None, cases=0, undefined=len(rows))
     class_means = np.nanmean(table, axis=0)
     mean = float(class_means.mean())
-    low, high = _bounds(mean, _influences(table - class_means), 1.0)
+    error = _error_of_class_means(table - class_means)
+    low, high = (None, None) if error is None else _bounds(mean, *error, 1.0)
     return Interval(
         mean=mean,
         low=low,
@@ -92,27 +100,33 @@ def interval_of_class_means(rows: Sequence[Sequence[float | None]]) -> Interval:
     )
 
 
-def _influences(deviations: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return by how much each case moves the mean of class means, times the number of cases.
+def _error_of_class_means(deviations: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return the standard error of the mean of class means, and its degrees of freedom; None if a class has one case.
+
+    A class that few cases have counts with its own uncertainty, which the others' many cases know nothing of: degrees
+    of freedom after Satterthwaite (1946), but no more than the cases give.
 
     Args:
         deviations: (cases, classes) from the class's mean; NaN where a case has none.
     """
-    shares = len(deviations) / np.isfinite(deviations).sum(axis=0)
-    influences: NDArray[np.float64] = (np.nan_to_num(deviations) * shares).mean(axis=1)
-    return influences
+    counts = np.isfinite(deviations).sum(axis=0)
+    if counts.min() < 2:
+        return None
+    weights = 1 / np.sqrt(counts * (counts - 1.0)) / len(counts)
+    influences = (np.nan_to_num(deviations) * weights).sum(axis=1)  # a case's classes move the mean together
+    variances = (np.nan_to_num(deviations) ** 2).sum(axis=0) / (counts * (counts - 1.0))
+    if not variances.any():
+        return 0.0, len(deviations) - 1.0
+    freedom = variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
+    return math.sqrt(float((influences**2).sum())), min(float(freedom), len(deviations) - 1.0)
 
 
-def _bounds(mean: float, influences: NDArray[np.float64], largest: float) -> tuple[float | None, float | None]:
-    """Return the ends of the interval around a mean whose case-wise deviations are given."""
-    count = len(influences)
-    if count < 2:
-        return None, None
-    error = float(influences.std(ddof=1)) / math.sqrt(count)
+def _bounds(mean: float, error: float, freedom: float, largest: float) -> tuple[float, float]:
+    """Return the ends of the interval around a mean of that standard error."""
     part = mean / largest
     if error == 0 or mean * (1 - part) == 0:  # or so close to an end that it is one by rounding
         return mean, mean
     from scipy.special import stdtrit  # takes most of a second to import, and `status` rarely needs it
 
-    odds_ratio = math.exp(float(stdtrit(count - 1, (1 + COVERAGE) / 2)) * error / (mean * (1 - part)))
+    odds_ratio = math.exp(float(stdtrit(freedom, (1 + COVERAGE) / 2)) * error / (mean * (1 - part)))
     return mean / (part + (1 - part) * odds_ratio), mean / (part + (1 - part) / odds_ratio)

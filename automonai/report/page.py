@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
+from itertools import groupby
 
-from automonai.domain.run import Origin
+from automonai.domain.run import FailureReason, Origin
 from automonai.domain.study import Phase, Study
 from automonai.report import figures
 from automonai.report.answer import answer_section, configuration_section, cost_section
 from automonai.report.markup import Cell, decimal, facts, figure, notice, paragraph, section, table
 from automonai.report.pictures import pictures_section
 from automonai.report.stylesheet import STYLESHEET
-from automonai.report.summary import Summary, TrialSummary
+from automonai.report.summary import Failure, Summary, TrialSummary
 from automonai.report.words import (
     FAILURE_WORDS,
     HYPERPARAMETER_WORDS,
@@ -23,11 +24,13 @@ from automonai.report.words import (
     scored_words,
     value_words,
 )
+from automonai.spec import SamplerName
 from automonai.storage.store import Store
 
 _LONGEST_MESSAGE = 400
 _MOST_RUNS_NAMED = 5
 _BEST_SHOWN = 5
+_ORIGINS = "Where the configurations came from"
 _TOO_FEW = "Fewer than two configurations have a result, so there is nothing to compare."
 _OFF_THE_AXIS = "A triangle at the lower edge stands for a value that lies below it. "
 
@@ -217,15 +220,19 @@ def _best_table(summary: Summary) -> str:
 
 
 def _shown_trials(summary: Summary) -> list[TrialSummary]:
-    """Return the best, and the winner and the standard configuration wherever they rank; none without a result."""
-    if not any(trial.rank for trial in summary.trials):
+    """Return the best, and the winner and the standard configuration wherever they rank; none without a result.
+
+    They are so few that their columns fit on paper.
+    """
+    ranked = [trial for trial in summary.trials if trial.rank]
+    if not ranked:
         return []
     winner = None if summary.winner is None else summary.winner.trial
-    return [
-        trial
-        for trial in summary.trials
-        if (trial.rank or math.inf) <= _BEST_SHOWN or trial.trial == winner or trial.origin is Origin.STANDARD
-    ]
+    always = [trial for trial in summary.trials if trial.trial == winner or trial.origin is Origin.STANDARD]
+    best = [trial for trial in ranked if trial not in always]
+    best.sort(key=lambda trial: trial.rank or math.inf)
+    shown = [*always, *best[: _BEST_SHOWN - len(always)]]
+    return [trial for trial in summary.trials if trial in shown]
 
 
 def _trial_words(trial: TrialSummary) -> str:
@@ -269,9 +276,13 @@ def _why_no_test(summary: Summary) -> str:
 
 def _proposals(summary: Summary) -> str:
     found = summary.proposals
-    caption = (
-        "How to read it: each bar counts configurations by where they came from. A search that learns has many "
-        "proposed by the model; one that fell back to chance because the model failed is counted in a bar of its own."
+    caption = "How to read it: each bar counts configurations by where they came from."
+    if summary.sampler != SamplerName.BOHB:
+        drawn = figure(figures.proposal_bars(summary), caption, otherwise="Nothing has been proposed yet.")
+        return section("proposals", _ORIGINS, drawn, paragraph("This search method has no model."))
+    caption += (
+        " A search that learns has many proposed by the model; one that fell back to chance because the model failed "
+        "is counted in a bar of its own."
     )
     if found.model_budgets:
         budgets = ", ".join(f"{epochs} epochs ({count})" for epochs, count in found.model_budgets.items())
@@ -283,7 +294,7 @@ def _proposals(summary: Summary) -> str:
         fallen = f"{counted(found.fallback, 'proposal')} fell back to chance because the model failed; see the notes."
     return section(
         "proposals",
-        "Where the configurations came from",
+        _ORIGINS,
         figure(figures.proposal_bars(summary), caption, otherwise="Nothing has been proposed yet."),
         paragraph(models),
         notice(fallen, is_bad=True) if found.fallback else paragraph(fallen),
@@ -294,16 +305,21 @@ def _failures(summary: Summary) -> str:
     runs = summary.runs
     lost = f"a run was lost to the machine {counted(runs.lost, 'time')}" if runs.lost else "none was lost"
     counts = f"{counted(runs.complete, 'run')} completed, {runs.failed} failed, {runs.open} not finished; {lost}."
-    rows = [
-        [FAILURE_WORDS[f.cause], Cell(len(f.runs)), _shortened(f.message), _named(f.runs)] for f in summary.failures
-    ]
-    caption = "A failed run counts as a bad configuration and is not tried again."
+    rows = [_failure_row(cause, list(failures)) for cause, failures in groupby(summary.failures, lambda f: f.cause)]
+    caption = "A failed run counts as a bad configuration, unless it was lost to the machine, and is not tried again."
     listed = (
         table(["Cause", Cell("Runs"), "What was reported", "Which"], rows, caption=caption)
         if rows
         else paragraph("No run failed.")
     )
     return section("failures", "What failed, and why", paragraph(counts), listed)
+
+
+def _failure_row(cause: FailureReason, failures: Sequence[Failure]) -> Sequence[str]:
+    """Return the row of a cause; most messages name numbers of their own, and all of them are in report.json."""
+    runs = [run for failure in failures for run in failure.runs]
+    more = f" (and {counted(len(failures) - 1, 'other message')})" if len(failures) > 1 else ""
+    return [FAILURE_WORDS[cause], Cell(len(runs)), _shortened(failures[0].message) + more, _named(runs)]
 
 
 def _shortened(message: str) -> str:

@@ -11,7 +11,6 @@ header.page { padding-top: 40px; }
 .kicker { margin: 0; color: var(--muted); font-size: 14px; }
 h1 { margin: 2px 0 6px; font-size: 34px; line-height: 1.2; letter-spacing: -0.01em; }
 h2 { margin: 0 0 10px; font-size: 23px; line-height: 1.3; letter-spacing: -0.005em; }
-h3 { margin: 22px 0 6px; font-size: 17px; }
 p { margin: 0 0 12px; }
 section { padding: 30px 0 6px; border-top: 1px solid var(--rule); margin-top: 26px; }
 section.first { border-top: 0; margin-top: 0; padding-top: 18px; }
@@ -32,7 +31,7 @@ caption { text-align: left; color: var(--muted); font-size: 14px; padding-bottom
 th, td { text-align: left; vertical-align: top; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule); }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--muted); font-weight: 600; font-size: 13.5px; border-bottom: 1.5px solid var(--muted); }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; overflow-wrap: break-word; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.total > * { border-top: 1.5px solid var(--muted); font-weight: 650; }
 table.facts th { width: 34%; font-weight: 600; color: var(--muted); }
@@ -48,8 +47,6 @@ figcaption { color: var(--muted); font-size: 14px; line-height: 1.5; margin-top:
 .pictures figure { margin: 0; min-width: 0; }
 .pictures img { display: block; width: 100%; height: auto; background: #000; image-rendering: auto; }
 .pictures figcaption strong { color: var(--ink); }
-code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }
-ul { margin: 0 0 12px; padding-left: 20px; }
 footer { color: var(--muted); font-size: 13.5px; padding-top: 18px; padding-bottom: 48px; }
 nav { font-size: 14px; margin-top: 10px; }
 nav a { color: var(--accent); margin-right: 14px; text-decoration: none; white-space: nowrap; display: inline-block; }

@@ -143,7 +143,7 @@ _COURSE = (
     ),
     Panel(
         title="Epochs by rung",
-        description="Epochs that completed runs trained: on which rungs the search spends its training.",
+        description="Epochs that ended runs trained: on which rungs the search spends its training.",
         unit="none",
         queries=(Query(f"max by (rung) (automonai_study_epochs_total{{{STUDY}}})", "rung {{rung}}"),),
         is_stacked=True,

@@ -60,6 +60,12 @@ def test_a_runs_life_is_what_its_events_say(
     assert study.is_waiting(RUN.id) is is_waiting
 
 
+def test_a_night_between_two_sessions_is_no_time_in_the_queue() -> None:
+    morning = SessionStarted(at=50_000.0, host="b", process=2)
+    study = told(QUEUED, morning, RunStarted(at=50_005.0, run_id=RUN.id))
+    assert study.queue_seconds == [5.0]
+
+
 def test_losses_and_disruptions_are_counted_by_cause_and_noted() -> None:
     ensemble_lost = RunLost(at=70.0, run_id=ENSEMBLE_RUN_ID, cause=LossCause.QUOTA, why="no room")
     study = told(QUEUED, STARTED, DISRUPTED, LOST, QUEUED, STARTED, LOST, ensemble_lost)

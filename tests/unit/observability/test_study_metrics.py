@@ -15,6 +15,7 @@ from studies import Bench, make_spec, train
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.events import (
+    EnsembleQueued,
     Event,
     RunDisrupted,
     RunFinished,
@@ -26,6 +27,7 @@ from automonai.domain.events import (
     StudyStarted,
     TrialProposed,
 )
+from automonai.domain.facts import ENSEMBLE_RUN_ID
 from automonai.domain.request import EnsembleResult, TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Origin, Purpose, Result, Run, RunState, Trial
 from automonai.domain.study import Study
@@ -96,6 +98,14 @@ def test_runs_are_counted_by_state_and_every_state_is_there(story: Story) -> Non
     text = shown(story.events)
     counts = {state: value(text, "automonai_study_runs", state=state) for state in RunState}
     assert counts == {"queued": 1, "running": 0, "complete": 1, "failed": 0, "lost": 0}
+
+
+def test_the_ensembles_work_is_a_run_while_it_waits_and_while_it_runs(story: Story) -> None:
+    story.tell(EnsembleQueued(at=story.now, candidates=("refit-0000-fold-0",)))
+    assert value(shown(story.events), "automonai_study_runs", state="queued") == 1
+    story.tell(RunStarted(at=story.now, run_id=ENSEMBLE_RUN_ID))
+    assert value(shown(story.events), "automonai_study_runs", state="queued") == 0
+    assert value(shown(story.events), "automonai_study_runs", state="running") == 1
 
 
 def test_ended_runs_are_counted_by_rung_and_outcome(story: Story) -> None:

@@ -51,14 +51,23 @@ def test_a_distance_that_no_case_has_is_a_dash(summary):
 
 @pytest.mark.parametrize(
     ("cases", "promised", "narrow", "rough"),
-    [(4, False, False, True), (12, True, True, False), (42, True, False, False)],
+    [(4, False, False, True), (12, True, True, False), (42, True, True, False), (60, True, False, False)],
 )
 def test_the_fewer_cases_the_less_an_interval_promises(summary, cases, promised, narrow, rough):
     page = answer_section(with_test(summary, dice=[0.5, 0.7] * (cases // 2), hd95_mm=[1.0] * cases))
     assert ("about 95 in 100 hold the true mean" in page) is promised
-    assert ("somewhat too narrow" in page) is narrow
+    assert ("fewer where the network fails on few patients" in page) is narrow
     assert (f"With only {cases} test cases the intervals are rough" in page) is rough
     assert "how much another training would differ it does not tell" in page
+
+
+def test_a_class_that_few_cases_have_takes_the_promise_away(summary):
+    tested = with_test(summary, dice=[0.5, 0.7] * 30, hd95_mm=[1.0] * 60)
+    name, interval = next(iter(tested.test.dice.items()))
+    rare = {**tested.test.dice, name: interval.model_copy(update={"cases": 3, "undefined": 57})}
+    page = answer_section(tested.model_copy(update={"test": tested.test.model_copy(update={"dice": rare})}))
+    assert "about 95 in 100" not in page
+    assert f"With only 3 test cases that have {name} the intervals are rough" in page
 
 
 def test_search_and_test_score_stand_side_by_side_without_a_cause(summary):

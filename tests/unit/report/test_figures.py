@@ -1,8 +1,11 @@
+from copy import deepcopy
+
 import pytest
 from matplotlib.figure import Figure
 
 from automonai.domain.configuration import Configuration
-from automonai.domain.run import Origin
+from automonai.domain.events import RunFinished
+from automonai.domain.run import FailureReason, Origin, Result, Run, RunState
 from automonai.report import summarise
 from automonai.report.drawing import (
     draw_points,
@@ -49,6 +52,17 @@ def test_the_incumbent_ends_at_the_best_trial_of_the_ranking(finished):
     moments = incumbent_moments(finished.study)
     assert moments[-1].best == finished.study.incumbent[1].mean_dice
     assert [m.seconds for m in moments] == sorted(m.seconds for m in moments)
+
+
+def test_the_incumbent_falls_back_when_the_best_fails_in_a_longer_training(finished):
+    study = deepcopy(finished.study)
+    trial, result = study.incumbent
+    longer = Run(trial=trial.number, budget_epochs=10 * result.curve_epochs)
+    failed = Result(run_id=longer.id, state=RunState.FAILED, reason=FailureReason.NON_FINITE_LOSS)
+    study.apply(RunFinished(at=study.last_event_at, run=longer, result=failed))
+    assert study.incumbent[0] != trial
+    assert incumbent_moments(study)[-1].best == study.incumbent[1].mean_dice
+    assert incumbent_over_time(summarise(study, finished.data), study)
 
 
 def test_the_axis_leaves_out_the_lowest_quarter_only_where_it_takes_most_of_the_room():

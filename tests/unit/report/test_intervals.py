@@ -71,6 +71,23 @@ def test_every_class_weighs_the_same_in_the_mean_over_classes():
     assert interval_of_class_means(rows).mean == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize("cases", [3, 6, 42])
+def test_a_class_that_few_cases_have_makes_the_interval_of_the_mean_wider(cases):
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        common, rare = generator.beta(18, 2, 42), generator.beta(6, 4, 42)
+        rows = [[a, b if number < cases else None] for number, (a, b) in enumerate(zip(common, rare, strict=True))]
+        found = interval_of_class_means(rows)
+        held += found.low <= (0.9 + 0.6) / 2 <= found.high
+    assert held / 400 == pytest.approx(0.95, abs=0.04)
+
+
+def test_a_class_that_one_case_has_leaves_no_interval():
+    found = interval_of_class_means([[0.9, 0.5], [0.8, None], [0.7, None]])
+    assert (found.low, found.high) == (None, None)
+
+
 def test_a_class_that_no_case_has_does_not_count():
     rows = [[0.9, None], [0.8, None]]
     assert interval_of_class_means(rows).mean == pytest.approx(0.85)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from automonai.domain.run import Origin
+from automonai.domain.run import FailureReason, Origin
 from automonai.report import summarise, write_report
 from automonai.report.importance import measure_importance
 from automonai.report.page import render_page
 from automonai.report.pictures import pictures_section
+from automonai.report.summary import Failure
 from automonai.storage import keys
 from automonai.storage.memory import MemoryStore
 
@@ -233,6 +234,36 @@ def test_a_winner_that_ranks_low_stands_beside_the_best_as_well(finished):
     winner = summary.winner.model_copy(update={"trial": ninth.trial})
     page = render_page(summary.model_copy(update={"winner": winner}), finished.study, finished.store)
     assert f">Trial {ninth.trial}</th>" in page
+
+
+def test_the_best_configurations_fit_on_paper_whoever_is_shown_beside_them(finished):
+    summary = summarise(finished.study, finished.data)
+    ninth = next(trial for trial in summary.trials if trial.rank == 9)
+    trials = [t.model_copy(update={"rank": 40}) if t.origin is Origin.STANDARD else t for t in summary.trials]
+    winner = summary.winner.model_copy(update={"trial": ninth.trial})
+    summary = summary.model_copy(update={"trials": tuple(trials), "winner": winner})
+    page = render_page(summary, finished.study, finished.store)
+    head = '<th scope="col" class="number">'
+    assert page.count(f"{head}Trial ") + page.count(f"{head}Standard ") == 5
+
+
+def test_failures_of_one_cause_share_a_row_whatever_numbers_they_name(finished):
+    summary = summarise(finished.study, finished.data)
+    many = tuple(
+        Failure(cause=FailureReason.DOES_NOT_FIT, message=f"a step needs {number} GiB", runs=(f"trial-{number}",))
+        for number in range(20, 120)
+    )
+    page = render_page(summary.model_copy(update={"failures": many}), finished.study, finished.store)
+    assert page.count("a step needs") == 1
+    assert "a step needs 20 GiB (and 99 other messages)" in page
+    assert "and 95 more" in page
+
+
+def test_a_search_without_a_model_is_not_blamed_for_having_none(finished):
+    summary = summarise(finished.study, finished.data).model_copy(update={"sampler": "random"})
+    page = render_page(summary, finished.study, finished.store)
+    assert "This search method has no model." in page
+    assert "proposed by the model" not in page
 
 
 def test_the_worst_cases_say_how_they_are_seen(finished, reported):
