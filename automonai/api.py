@@ -13,6 +13,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from automonai.controller import Controller, Watch, run_study
+from automonai.documents import read_yaml
 from automonai.domain.configuration import Configuration
 from automonai.domain.facts import RunRecord
 from automonai.domain.request import EnsembleResult, StudyData, TrainRequest
@@ -25,6 +26,7 @@ from automonai.execution.lock import locked
 from automonai.execution.machine import detect_machine, refuse_unusable
 from automonai.monitoring import monitored
 from automonai.observability.logs import log_context
+from automonai.parameters import parse_configuration
 from automonai.preparing import CACHE_FOLDER, cache_folder_of, check_folder, dataset_here, refuse_changed_files
 from automonai.report import Summary, summarise, write_report
 from automonai.search import make_sampler
@@ -33,7 +35,7 @@ from automonai.starting import begin, replay
 from automonai.storage import keys
 from automonai.storage.datasets import Push, push_dataset
 from automonai.storage.journal import Journal
-from automonai.storage.local import discard_unfinished
+from automonai.storage.local import discard_unfinished, refuse_unwritable
 from automonai.storage.opening import is_remote, join_location, open_store, place_on_this_machine, user_cache_folder
 from automonai.storage.store import Store, read_record
 
@@ -244,6 +246,7 @@ def train(
     output: str | Path,
     fold: int = 0,
     seed: int = 0,
+    on_interrupt: Callable[[], None] | None = None,
 ) -> Result:
     """Train one configuration without a search; `predict` takes the output folder as it takes a study's.
 
@@ -258,21 +261,31 @@ def train(
         output: Folder or `s3://` location for checkpoint, result and log; it holds one training, of any folds.
         fold: Of four, no case being kept for a test.
         seed: Of weights, order and augmentation.
+        on_interrupt: Called at a first Ctrl-C, which then stops the training as SIGTERM does; a second one interrupts
+            at once. None: so does the first.
 
     Raises:
         UserError: If dataset or configuration are faulty, there is no such fold, or the output holds another training.
-        StopRequestedError: After SIGTERM; the same call goes on.
+        StopRequestedError: After SIGTERM, or Ctrl-C as above, once the state is saved; the same call goes on.
     """
-    from automonai.single_training import read_configuration, train_alone
+    from automonai.single_training import train_alone
 
     split = SplitSpec(test=0, seed=seed)
     if fold >= split.folds:
         raise SpecError(f"fold {fold} does not exist: there are {split.folds}, 0 to {split.folds - 1}")
-    chosen = configuration if isinstance(configuration, Configuration) else read_configuration(Path(configuration))
+    chosen = configuration
+    if not isinstance(chosen, Configuration):
+        chosen = parse_configuration(read_yaml(chosen), where=str(chosen))
     run = Run(trial=0, budget_epochs=epochs, fold=fold, purpose=Purpose.REFIT)
-    request = TrainRequest(run=run, configuration=chosen, seed=derive_seed(seed, "train"), decay=True)
+    request = TrainRequest(
+        run=run,
+        configuration=chosen,
+        seed=derive_seed(seed, "train"),
+        decay=True,
+        memory_bytes=_memory_per_run(ExecutionSpec(max_parallel_runs=1)),
+    )
     place = place_on_this_machine(output)
-    with locked(place), stop_on_sigterm() as stopped:
+    with locked(place, study=str(output)), stop_on_sigterm(on_interrupt=on_interrupt) as stopped:
         return train_alone(
             request,
             dataset,
@@ -294,7 +307,8 @@ def predict(
 
     Args:
         study: A study's folder or `s3://` location, or the output of `train`.
-        images: Files or folders. Files CASE_0000, CASE_0001 are the channels of CASE.
+        images: Files or folders. In a study on nnU-Net data, or of several channels, files CASE_0000, CASE_0001 are
+            the channels of CASE.
         output: Folder; a label map per case, in its image's orientation, shape and affine.
         on_case: Told each case's id and label map once that is written.
 
@@ -312,6 +326,8 @@ def predict(
         data = read_record(store, keys.DATA, StudyData)
     except ObjectNotFoundError as error:
         what = "ensemble; run 'automonai search' to its end, or see 'automonai status'"
+        if not any(True for _ in store.list(keys.JOURNAL)):
+            what = "complete network; start 'automonai train' again, and see what it says in runs/"
         if not store.exists(keys.DATA):
             what = "study and no training; name the place <store>/<study name>, or the output of 'automonai train'"
         raise StudyNotFoundError(f"{study}: there is no {what}") from error
@@ -323,6 +339,7 @@ def predict(
     execution = ExecutionSpec()  # this machine's own: the study may have been made on another
     device = choose_device(execution)
     limit_threads()
+    refuse_unwritable(Path(output))
     with TemporaryDirectory(prefix="automonai-") as scratch:
         return predict_cases(
             ensemble,
@@ -346,7 +363,8 @@ def evaluate(predictions: str | Path, labels: str | Path, *, tolerance_mm: float
         tolerance_mm: Of the surface Dice.
 
     Raises:
-        DatasetError: If files are missing on either side, unreadable, or of different shape or affine.
+        DatasetError: If a prediction has no label, or they are unreadable or of different shape or affine. Labels
+            without a prediction are named in the result.
     """
     from automonai.learning.scoring import evaluate_folders
 
@@ -394,14 +412,28 @@ def _run_row(study: Study, record: RunRecord) -> dict[str, object]:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-    """Turn SIGTERM into an event while the body runs; only the main thread can."""
+def stop_on_sigterm(*, on_interrupt: Callable[[], None] | None = None) -> Iterator[threading.Event]:
+    """Turn SIGTERM into an event while the body runs; only the main thread can.
+
+    Args:
+        on_interrupt: Called at a first Ctrl-C, which then is an event, too; None: it interrupts as usual.
+    """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: stopped.set())}
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        stopped.set()
+        if on_interrupt is not None:
+            on_interrupt()
+
+    if on_interrupt is not None:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

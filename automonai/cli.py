@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -210,7 +210,10 @@ def push(folder: Path, *, location: str) -> None:
     def tell(name: str, done: int, total: int) -> None:
         click.echo(f"\r{done} of {total} files", nl=False, err=True)
 
-    pushed = api.push_data(folder, location, on_file=tell if sys.stderr.isatty() else None)
+    is_told = _is_terminal(sys.stderr)
+    pushed = api.push_data(folder, location, on_file=tell if is_told else None)
+    if is_told:
+        click.echo(err=True)
     click.echo(
         f"{location}: {pushed.files} files, {pushed.uploaded} of them sent now"
         f" ({pushed.bytes_uploaded / 2**20:.1f} MiB); write it as 'dataset' in a spec"
@@ -240,7 +243,7 @@ def search(spec: Path, *, overrides: tuple[str, ...], metrics_port: int | None) 
     settings = load_spec(spec, overrides)
     click.echo("checking the dataset ...", err=True)
     try:
-        with watching(is_terminal=sys.stdout.isatty(), write=click.echo) as watch:
+        with watching(is_terminal=_is_terminal(sys.stdout), write=_write_if_read) as watch:
             summary = api.search(settings, watch=watch, metrics_port=metrics_port)
     except KeyboardInterrupt:
         click.echo(f"interrupted; nothing is lost, go on with: {_resume(spec, overrides, metrics_port)}", err=True)
@@ -249,8 +252,21 @@ def search(spec: Path, *, overrides: tuple[str, ...], metrics_port: int | None) 
         click.echo(f"stopped; nothing is lost, go on with: {_resume(spec, overrides, metrics_port)}", err=True)
         return TERMINATED
     for line in terminal.summary_lines(summary, location=join_location(settings.store, settings.name)):
-        click.echo(line)
+        _write_if_read(line)
     return 0 if summary.succeeded else FAILED
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a terminal; one that was closed is None."""
+    return stream is not None and stream.isatty()
+
+
+def _write_if_read(line: str) -> None:
+    """Write a line to standard output, until nobody takes it: a search does not end with who reads of it."""
+    try:
+        click.echo(line)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _resume(spec: Path, overrides: tuple[str, ...], metrics_port: int | None) -> str:
@@ -291,7 +307,7 @@ def _watch(study: str) -> int:
     from automonai.watching import follow, watching
 
     try:
-        with watching(is_terminal=sys.stdout.isatty(), write=click.echo, is_late=True) as watch:
+        with watching(is_terminal=_is_terminal(sys.stdout), write=click.echo, is_late=True) as watch:
             summary = follow(study, watch=watch)
     except KeyboardInterrupt:
         click.echo("no longer watching; the study was left as it is", err=True)
@@ -335,7 +351,27 @@ def train(dataset: str, *, configuration: Path, epochs: int, output: str, fold: 
     """Train one configuration, without a search."""
     from automonai import api, terminal
 
-    result = api.train(dataset, configuration=configuration, epochs=epochs, output=output, fold=fold, seed=seed)
+    interrupts = []
+
+    def tell() -> None:
+        interrupts.append(True)
+        click.echo("saving the state; press Ctrl-C again to leave without", err=True)
+
+    try:
+        result = api.train(
+            dataset,
+            configuration=configuration,
+            epochs=epochs,
+            output=output,
+            fold=fold,
+            seed=seed,
+            on_interrupt=tell,
+        )
+    except StopRequestedError as error:
+        if not interrupts:
+            raise
+        click.echo(f"interrupted; {error}, and the same command goes on", err=True)
+        return INTERRUPTED
     click.echo(terminal.result_line(result))
     return 0 if result.loss is not None else FAILED
 
@@ -347,7 +383,8 @@ def train(dataset: str, *, configuration: Path, epochs: int, output: str, fold: 
 def predict(study: str, images: tuple[Path, ...], *, output: Path) -> None:
     """Segment images (files or folders) by a study's ensemble.
 
-    Files CASE_0000, CASE_0001 are the channels of CASE. Label maps have their image's orientation, shape and affine.
+    In a study on nnU-Net data, or of several channels, files CASE_0000, CASE_0001 are the channels of CASE. Label maps
+    have their image's orientation, shape and affine.
     """
     from automonai import api
 
@@ -369,7 +406,10 @@ def predict(study: str, images: tuple[Path, ...], *, output: Path) -> None:
 def evaluate(*, predictions: Path, labels: Path, tolerance_mm: float, output: Path | None) -> None:
     """Score label maps: Dice, 95 % Hausdorff distance and surface Dice, by the Decathlon's definitions."""
     from automonai import api, terminal
+    from automonai.storage.local import refuse_unwritable
 
+    if output is not None:
+        refuse_unwritable(output.parent)
     evaluation = api.evaluate(predictions, labels, tolerance_mm=tolerance_mm)
     click.echo(terminal.rendered(terminal.evaluation_table(evaluation)))
     if output is not None:

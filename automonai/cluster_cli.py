@@ -148,9 +148,11 @@ def predict_step(study: str, images: str, output: str) -> None:
 def train_step(*, dataset: str, output: str, epochs: int, configuration: str, fold: int, seed: int) -> int:
     """Train one configuration."""
     from automonai import api, terminal
+    from automonai.documents import parse_yaml
     from automonai.parameters import parse_configuration
 
-    chosen = parse_configuration(configuration)
+    where = "parameter configuration"
+    chosen = parse_configuration(parse_yaml(configuration, where=where), where=where)
     result = api.train(dataset, configuration=chosen, epochs=epochs, output=output, fold=fold, seed=seed)
     logger.info("%s", terminal.result_line(result))
     return 0 if result.loss is not None else 1
@@ -229,8 +231,7 @@ def _instance_id(api: ClusterApi) -> str:
 
 def _manifest(spec: StudySpec, *, instance_id: str) -> JsonObject:
     """Return the Workflow of a spec."""
-    import yaml
-
+    from automonai.documents import dump_yaml
     from automonai.errors import UserError
     from automonai.parameters import refuse_local_dataset
 
@@ -240,6 +241,6 @@ def _manifest(spec: StudySpec, *, instance_id: str) -> JsonObject:
         raise UserError("making a workflow needs more packages: pip install '.[cluster]' in the clone") from error
     refuse_local_dataset(spec)
     # What it leaves out is the chart's to say.
-    text = yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    text = dump_yaml(spec.model_dump(mode="json", exclude_unset=True))
     manifest: JsonObject = study_workflow(name=spec.name, spec=text, instance_id=instance_id).to_dict()
     return manifest

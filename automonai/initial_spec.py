@@ -8,9 +8,9 @@ from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import BaseModel
 
+from automonai.documents import dump_yaml
 from automonai.domain.configuration import Configuration
 from automonai.domain.fingerprint import Fingerprint
 from automonai.domain.ladder import Ladder, fewest_epochs, fit_ladder, results_on_one_rung
@@ -333,7 +333,7 @@ def _without_defaults(item: object) -> object:
 
 def _inline(value: object) -> str:
     """Return a value as one line of YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    text = dump_yaml(value, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+
 from pydantic import ValidationError
 
+from automonai.documents import parse_yaml
 from automonai.domain.configuration import Configuration
 from automonai.domain.records import Record
 from automonai.errors import SpecError
-from automonai.spec import SamplerName, StudySpec, explain, parse_limit, parse_spec, parse_yaml
+from automonai.spec import SamplerName, StudySpec, explain, parse_limit, parse_spec
 from automonai.storage.opening import is_remote, join_location
 
 STUDIES = "studies"
@@ -64,20 +67,20 @@ def refuse_local_dataset(spec: StudySpec) -> None:
     if not is_remote(spec.dataset):
         raise SpecError(
             f"dataset {spec.dataset}: expected s3://BUCKET/datasets/NAME; put it there by"
-            f" 'automonai data push {spec.dataset} s3://BUCKET/datasets/NAME'"
+            f" 'automonai data push {shlex.quote(spec.dataset)} s3://BUCKET/datasets/NAME'"
         )
 
 
-def parse_configuration(text: str) -> Configuration:
-    """Return the configuration that the parameter of a single training states; what it does not name is the standard's.
+def parse_configuration(document: object, *, where: str) -> Configuration:
+    """Return the configuration of a parsed document, None for an empty one; what it does not name is the standard's.
 
     Raises:
         SpecError: Naming each hyperparameter that is wrong.
     """
     try:
-        return Configuration.model_validate(parse_yaml(text, where="parameter configuration") or {})
+        return Configuration.model_validate(document if document is not None else {})
     except ValidationError as error:
-        raise SpecError(f"parameter configuration: {explain(error)}") from error
+        raise SpecError(f"{where}: {explain(error)}") from error
 
 
 def _parsed(text: str) -> dict[str, object]:

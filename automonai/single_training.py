@@ -6,31 +6,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from automonai.domain.configuration import Configuration
 from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData, TrainRequest
 from automonai.domain.run import Result, RunState
 from automonai.errors import SpecError
 from automonai.preparing import prepare_data, refuse_changed_files
-from automonai.spec import SplitSpec, TrainingSpec, explain, read_yaml
+from automonai.spec import SplitSpec, TrainingSpec
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store
 from automonai.storage.store import Store, read_record
 from automonai.worker import serve
-
-
-def read_configuration(path: Path) -> Configuration:
-    """Return the configuration of a YAML or JSON file; what it does not name keeps the standard's value.
-
-    Raises:
-        SpecError: If it cannot be read, or naming each hyperparameter that is wrong.
-    """
-    document = read_yaml(path)
-    try:
-        return Configuration.model_validate(document if document is not None else {})
-    except ValidationError as error:
-        raise SpecError(f"{path}: {explain(error)}") from error
 
 
 def train_alone(

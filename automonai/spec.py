@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -11,7 +10,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -23,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from automonai.documents import parse_yaml, read_yaml
 from automonai.errors import SpecError
 
 Scalar = bool | int | float | str
@@ -392,45 +391,6 @@ def load_spec(path: str | Path, overrides: tuple[str, ...] = ()) -> StudySpec:
     return parse_spec(document, where=str(path))
 
 
-def read_yaml(path: str | Path) -> object:
-    """Return what a YAML or JSON file holds; None if it is empty, and YAML.
-
-    Raises:
-        SpecError: If it cannot be read, or is neither.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return parse_file(text, name=str(path))
-
-
-def parse_file(content: str | bytes, *, name: str) -> object:
-    """Return what a file of that name holds, by its ending JSON or else YAML; None if it is empty, and YAML.
-
-    Raises:
-        SpecError: If it holds something else.
-    """
-    if not name.lower().endswith(".json"):
-        return parse_yaml(content, where=name)
-    try:
-        return json.loads(content)  # YAML takes no tabs
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"{name} is no JSON: {error}") from error
-
-
-def parse_yaml(text: str | bytes, *, where: str) -> object:
-    """Return what a YAML or JSON text holds; None if it is empty.
-
-    Raises:
-        SpecError: If it is neither; also for what looks like a date or number that there is not, such as 2021-13-45.
-    """
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"{where} is neither YAML nor JSON: {error}") from error
-
-
 def parse_spec(document: object, *, where: str = "spec") -> StudySpec:
     """Return the spec of a parsed document.
 
@@ -457,6 +417,7 @@ def explain(error: ValidationError) -> str:
 _RULES = {
     "extra_forbidden": "there is no such setting",
     "missing": "is missing",
+    "string_type": "must be a text; write a number in quotes",
     "string_pattern_mismatch": "must be lower-case letters, digits and hyphens, 40 at most",
 }
 """Kinds of pydantic's errors in words of a spec."""

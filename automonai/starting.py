@@ -9,9 +9,9 @@ from operator import attrgetter
 from pathlib import Path
 from time import time
 
-import yaml
 from pydantic import BaseModel
 
+from automonai.documents import dump_yaml
 from automonai.domain.events import SpecChanged, StudyStarted
 from automonai.domain.request import StudyData
 from automonai.domain.study import Study
@@ -99,7 +99,7 @@ def _start(spec: StudySpec, data: StudyData, store: Store, journal: Journal) -> 
     """Write what all workers share, then the event that makes it a study."""
     store.put(keys.DATA, data.model_dump_json(indent=1).encode())
     store.put(keys.SPLIT, data.split.model_dump_json(indent=1).encode())
-    store.put(keys.SPEC, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False).encode())
+    store.put(keys.SPEC, dump_yaml(spec.model_dump(mode="json")).encode())
     started = StudyStarted(at=time(), spec=spec, software=_software(), folds=len(data.split.folds))
     journal.append(started)
     return Study.replay([started]), data

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
+from automonai.documents import parse_file
 from automonai.domain.dataset import Split
 from automonai.errors import SpecError
-from automonai.spec import parse_file
 
 
 def make_split(case_ids: Iterable[str], *, test: float, folds: int, seed: int) -> Split:

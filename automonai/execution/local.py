@@ -20,7 +20,8 @@ from automonai.execution.machine import memory_kills
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store, place_on_this_machine
 
-WORKER_COMMAND = (sys.executable, "-m", "automonai.worker")
+WORKER_COMMAND = (sys.executable, "-P", "-m", "automonai.worker")
+"""Without the current folder, whose files may bear the names of modules."""
 POLL_SECONDS = 0.05
 REMOTE_POLL_SECONDS = 1.0
 """Between looks for a run's answer in a store that is not on this machine: each look is a request."""

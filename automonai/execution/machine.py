@@ -77,7 +77,7 @@ def refuse_unusable(execution: ExecutionSpec) -> None:
     """
     if execution.device != "cuda" and execution.precision != "float16":
         return
-    question = [sys.executable, "-m", "automonai.learning.precision", execution.model_dump_json()]
+    question = [sys.executable, "-P", "-m", "automonai.learning.precision", execution.model_dump_json()]
     answer = subprocess.run(question, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise SpecError((answer.stderr.splitlines() or [f"torch does not start ({answer.returncode})"])[-1])

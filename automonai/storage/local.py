@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from automonai.errors import ObjectNotFoundError
+from automonai.errors import ObjectNotFoundError, StoreAccessError
 
 UNFINISHED = ".writing-"
 """What the names of files begin with until they are whole."""
@@ -24,6 +24,20 @@ def _mode() -> int:
 
 
 _MODE = _mode()
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before anything is computed for it.
+
+    Raises:
+        StoreAccessError: Naming it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreAccessError(f"{folder}: cannot be written to ({error.strerror}); name another place") from error
 
 
 class LocalStore:

@@ -63,9 +63,10 @@ def beside(release: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     folder = tmp_path_factory.mktemp("undisturbed")
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(SPEC) | {"store": str(folder)}))
-    process = subprocess.Popen([*COMMAND, "search", str(path)], cwd=ROOT)
-    yield folder / "moved", process
-    process.kill()
+    with pytest.MonkeyPatch.context() as monkeypatch, store_on_this_machine(release, monkeypatch):
+        process = subprocess.Popen([*COMMAND, "search", str(path)], cwd=ROOT)
+        yield folder / "moved", process
+        process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -439,3 +439,7 @@ def test_a_place_without_a_study_is_told_from_a_study_without_an_ensemble(tmp_pa
     starting.begin(spec, store, Journal(store))
     with pytest.raises(StudyNotFoundError, match="begun: there is no ensemble; run 'automonai search' to its end"):
         api.predict(tmp_path / "begun", [tmp_path], output=tmp_path / "out")
+    LocalStore(tmp_path / "trained").put(keys.DATA, studies.make_data(spec).model_dump_json().encode())
+    with pytest.raises(StudyNotFoundError, match="there is no complete network; start 'automonai train' again"):
+        api.predict(tmp_path / "trained", [tmp_path], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -316,6 +318,41 @@ def test_a_training_that_was_asked_to_leave_ends_with_143(
     monkeypatch.setattr(api, "train", train)
     assert main(["train", "data", "--configuration", "c.yaml", "--epochs", "3", "--output", "out"]) == 143
     assert "the state is saved" in capsys.readouterr().err
+
+
+def test_a_training_that_ctrl_c_stopped_ends_with_130_and_says_that_its_state_is_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(*_: object, on_interrupt: Callable[[], None], **__: object) -> None:
+        with api.stop_on_sigterm(on_interrupt=on_interrupt) as stopped:
+            signal.raise_signal(signal.SIGINT)
+            assert stopped.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        raise StopRequestedError("stopped after step 7; the state is saved")
+
+    monkeypatch.setattr(api, "train", train)
+    assert main(["train", "data", "--configuration", "c.yaml", "--epochs", "3", "--output", "out"]) == 130
+    told = capsys.readouterr().err
+    assert "press Ctrl-C again" in told
+    assert "interrupted; stopped after step 7; the state is saved, and the same command goes on" in told
+
+
+def test_lines_of_a_search_that_nobody_reads_any_more_do_not_end_it() -> None:
+    program = "from automonai.cli import _write_if_read as write; write('a'); write('b'); print('on', flush=True)"
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE) as reader:  # a pipe whose reader leaves
+        reader.wait()
+        done = subprocess.run([sys.executable, "-c", program], stdout=reader.stdin, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_scored(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    folders = ["--predictions", str(study), "--labels", str(study)]
+    assert main(["evaluate", *folders, "--output", str(tmp_path / "file" / "out.json")]) == 2
+    assert "file: cannot be written to (File exists); name another place" in capsys.readouterr().err
 
 
 def test_evaluate_refuses_an_output_that_is_neither_json_nor_csv(tmp_path: Path) -> None:

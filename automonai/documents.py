@@ -1,0 +1,88 @@
+"""YAML and JSON as users write it, and as it is written for them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from automonai.errors import SpecError
+
+
+def read_yaml(path: str | Path) -> object:
+    """Return what a YAML or JSON file holds; None if it is empty, and YAML.
+
+    Raises:
+        SpecError: If it cannot be read, or is neither.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return parse_file(text, name=str(path))
+
+
+def parse_file(content: str | bytes, *, name: str) -> object:
+    """Return what a file of that name holds, by its ending JSON or else YAML; None if it is empty, and YAML.
+
+    Raises:
+        SpecError: If it holds something else.
+    """
+    if not name.lower().endswith(".json"):
+        return parse_yaml(content, where=name)
+    try:
+        return json.loads(content)  # YAML takes no tabs
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{name} is no JSON: {error}") from error
+
+
+def parse_yaml(text: str | bytes, *, where: str) -> object:
+    """Return what a YAML or JSON text holds; None if it is empty.
+
+    Raises:
+        SpecError: If it is neither; also for what looks like a date or number that there is not, such as 2021-13-45.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(f"{where} is neither YAML nor JSON: {error}") from error
+
+
+def dump_yaml(value: object, **style: Any) -> str:
+    """Return a value as YAML in its own order; `style` as PyYAML's dump takes it."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **style)
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes for numbers what YAML 1.2 and people do: 1e-3 is one; 1:30 and 2021-01-05 are texts, and 010 is ten."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class's own attribute
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _kind, _pattern, _firsts in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), list(_firsts))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that either reading would take for something else."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\.?[0-9][0-9.]*([eE][-+]?[0-9]+)?$"), list("-+.0123456789")
+)

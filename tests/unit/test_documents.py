@@ -1,0 +1,44 @@
+"""YAML as people mean it: numbers are numbers, and times and dates are texts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from automonai.documents import dump_yaml, parse_yaml
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**9), 10**9),
+    st.floats(allow_nan=False),
+    st.text("0123456789eE+-.:_abonfty", max_size=12),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("[1e-4, 1.5e3]", [0.0001, 1500.0]),
+        ("010", 10),
+        ("-3", -3),
+        (".5", 0.5),
+        ("1:30", "1:30"),
+        ("2021-01-05", "2021-01-05"),
+        ("on", "on"),
+        ("true", True),
+        ("~", None),
+        ("", None),
+        ('"2024"', "2024"),
+    ],
+)
+def test_a_scalar_is_what_it_looks_like(text: str, value: object) -> None:
+    found = parse_yaml(text, where="here")
+    assert (found, type(found)) == (value, type(value))
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), st.one_of(SCALARS, st.lists(SCALARS, max_size=3)), max_size=4))
+def test_what_is_written_is_read_as_it_was(document: dict[str, object]) -> None:
+    assert parse_yaml(dump_yaml(document), where="here") == document
