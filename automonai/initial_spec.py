@@ -41,7 +41,7 @@ REFIT_SHARE = BudgetSpec.model_fields["refit_share"].default
 SMALL_VOXELS = 2**18
 """Up to this median size the first level stays at full resolution: it wins by 0.009 Dice on 35x50x35 voxels and loses
 by 0.09 on 240x240x155, where the time goes into fewer, larger steps (measured on two cores)."""
-CPU_PATCH_VOXELS = 64**3
+CPU_PATCH_VOXELS, LEAST_PATCH_VOXELS = 64**3, 32**3
 FEWEST_CHANNELS = 8
 COST_CAP = 4.0
 """A configuration may cost this many times what the standard one costs per epoch."""
@@ -132,17 +132,27 @@ def _fitting(
     fingerprint: Fingerprint,
     memory_bytes: int,
 ) -> tuple[Plan, TrainingSpec]:
-    """Return the plan of what is tried first, with smaller patches, then fewer channels, until it fits the memory."""
+    """Return the plan of what is tried first, with smaller patches, then fewer channels, until it fits the memory.
+
+    Raises:
+        SpecError: If nothing does.
+    """
     while True:
         plan = make_plan(standard, dataset=dataset, fingerprint=fingerprint, training=training)
-        if plan.step_bytes() <= memory_bytes:
+        needed = plan.step_bytes()
+        if needed <= memory_bytes:
             return plan, training
         if training.max_patch_voxels > CPU_PATCH_VOXELS:
             training = training.model_copy(update={"max_patch_voxels": training.max_patch_voxels // 2})
         elif standard.channels > FEWEST_CHANNELS:
             standard = standard.model_copy(update={"channels": standard.channels // 2})
+        elif training.max_patch_voxels > LEAST_PATCH_VOXELS:
+            training = training.model_copy(update={"max_patch_voxels": training.max_patch_voxels // 2})
         else:
-            return plan, training
+            raise SpecError(
+                f"a training step of the smallest network needs {needed / 2**30:.1f} GiB for {len(plan.labels)}"
+                f" classes, and a run may have {memory_bytes / 2**30:.1f} GiB here; use a machine with more memory"
+            )
 
 
 def _standard(*, is_small: bool, is_on_gpu: bool, fingerprint: Fingerprint) -> Configuration:

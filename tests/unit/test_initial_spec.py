@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -93,9 +94,26 @@ def with_gpu(gib: float) -> Machine:
     return MACHINE.model_copy(update={"gpus": (Gpu(id="0", name="A card", memory_bytes=int(gib * 2**30)),)})
 
 
+@pytest.mark.parametrize("memory_gib", [3.0, 0.1])
+def test_a_machine_of_little_memory_gets_the_smallest_patches_or_is_told_what_is_missing(
+    checked: CheckedDataset, memory_gib: float
+) -> None:
+    labels = {number: f"structure {number}" for number in range(118)}
+    many = replace(
+        of_shape(checked, LARGE), dataset=of_shape(checked, LARGE).dataset.model_copy(update={"labels": labels})
+    )
+    machine = Machine(cores=1, memory_bytes=int(memory_gib * 2**30))
+    if memory_gib > 1:
+        spec = proposed(many, "1h", machine=machine)
+        assert spec.training.max_patch_voxels < 64**3
+    else:
+        with pytest.raises(SpecError, match="GiB for 118 classes, and a run may have 0.1 GiB here"):
+            proposed(many, "1h", machine=machine)
+
+
 @pytest.mark.parametrize(
     ("gib", "max_patch_voxels", "channels"),
-    [(80, 128**3, 32), (24, 128**3, 32), (6, 128**3 // 2, 32), (3, 128**3 // 4, 32), (1, 64**3, 16), (0.1, 64**3, 8)],
+    [(80, 128**3, 32), (24, 128**3, 32), (6, 128**3 // 2, 32), (3, 128**3 // 4, 32), (1, 64**3, 16), (0.5, 64**3, 8)],
 )
 def test_a_gpu_of_little_memory_gets_smaller_patches_then_fewer_channels(
     checked: CheckedDataset, gib: float, max_patch_voxels: int, channels: int
