@@ -313,7 +313,7 @@ class TrainingSpec(_Section):
     validation_cases: Annotated[int, Field(ge=1)] | None = 48
     """At most so many of a fold's cases are scored in a validation, always the same; None: all."""
     max_patch_voxels: Annotated[int, Field(ge=512)] = 128**3
-    """Patches follow the data's shape up to this many voxels."""
+    """Patches follow the data's shape up to this many voxels, but have the least sides that the depth needs."""
     patch_voxels: tuple[PatchSide, PatchSide, PatchSide] | None = None
     """One patch for all configurations, rounded up to what the depth needs; None: from the data."""
 

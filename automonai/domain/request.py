@@ -36,16 +36,17 @@ class _TimedRequest(Record):
     asked_at: float | None = None
     """Unix time of asking; None: when a worker takes it up."""
 
-    def seconds_left(self, now: float) -> float | None:
-        """Return what is left of the deadline, at least half of it; None without one.
+    def seconds_left(self, now: float, *, worked_seconds: float = 0.0) -> float | None:
+        """Return what is left of the deadline, at least half of it less what was worked; None without one.
 
         What passed before a worker took it up (a queue, a node that is being started) is the request's own; but one
-        that came very late is done half as long rather than not at all, and clocks of machines differ.
+        that came very late is done half as long rather than not at all, and clocks of machines differ. A worker that
+        takes the place of one that was evicted has the rest of that half.
         """
         if self.deadline_seconds is None:
             return None
         waited = 0.0 if self.asked_at is None else max(0.0, now - self.asked_at)
-        return max(self.deadline_seconds / 2, self.deadline_seconds - waited)
+        return max(0.0, self.deadline_seconds / 2 - worked_seconds, self.deadline_seconds - waited)
 
 
 class TrainRequest(_TimedRequest):

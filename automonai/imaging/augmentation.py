@@ -1,8 +1,8 @@
 """Random changes of training batches, on the device that trains: one resampling step, then intensities.
 
-Rotation, scaling, elastic deformation and flips become one grid that each patch is sampled by, once. Ranges and
-probabilities are nnU-Net's where it has them (Isensee et al. 2021, supplementary note 4), with rotation to 15 degrees
-and milder noise and contrast; `strength` scales the ranges. The same seed gives the same batch on one kind of device.
+Rotation, scaling, elastic deformation and flips become one grid that each patch is sampled by, once. The kinds are
+nnU-Net's (Isensee et al. 2021, supplementary note 4), mostly with its probabilities, but rotation and scaling are more
+frequent (half of the patches each) and most ranges narrower; `strength` scales the ranges. The same seed gives the same batch on one kind of device.
 Axes: image_BCXYZ, label_BXYZ, grid_BXYZ3 (last: x, y, z in voxels).
 """
 

@@ -63,9 +63,13 @@ class _CoarseHausdorffLoss(LogHausdorffDTLoss):
 
     @torch.no_grad()
     def distance_field(self, img: Tensor) -> Tensor:
-        """Return distances in voxels to the border of the mask, (B, 1, ...) like `img`; 0 where there is none."""
+        """Return distances in voxels to the border of the mask, (B, 1, ...) like `img`; 0 where there is none.
+
+        A coarse voxel is inside if any of its own is: the smallest structures must not be lost.
+        """
         steps = [_HAUSDORFF_STEP if side >= 2 * _HAUSDORFF_STEP else 1 for side in img.shape[2:]]
-        coarse = functional.avg_pool3d(img, steps, ceil_mode=True)
+        inside = (img > 0.5).float()  # where MONAI draws the line, too
+        coarse = functional.max_pool3d(inside, steps, ceil_mode=True)
         field = super().distance_field(coarse.detach())
         return _HAUSDORFF_STEP * functional.interpolate(field, size=img.shape[2:], mode="nearest")
 

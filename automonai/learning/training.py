@@ -285,7 +285,8 @@ class _Scorer:
     @property
     def seconds_per_case(self) -> float | None:
         """Return how long a case took one device; None before the first validation."""
-        return None if self.seconds is None else self.seconds * len(self.devices) / len(self.cases)
+        sharing = min(len(self.devices), len(self.cases))
+        return None if self.seconds is None else self.seconds * sharing / len(self.cases)
 
 
 def _train(
@@ -304,7 +305,7 @@ def _train(
     reader = PatchReader(cases.training, plan, seed=request.seed, margin_voxels=augmentation.margin_voxels)
     windows = sum(window_count(case.image.shape[1:], plan) for case in cases.validation)
     sharing = min(len(scorer.devices), len(cases.validation))
-    left = request.seconds_left(time.time())
+    left = request.seconds_left(time.time(), worked_seconds=trainer.progress.seconds)
     settings = LoopSettings(
         epochs=request.run.budget_epochs,
         validation_every_epochs=data.training.validation_every_epochs,

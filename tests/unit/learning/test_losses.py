@@ -78,6 +78,15 @@ def test_top_k_takes_the_tenth_of_the_voxels_that_are_hardest() -> None:
     assert hardest_cross_entropy(logits, label).item() == pytest.approx(np.sort(each)[-100:].mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 2, 2), (16, 16, 1)])
+def test_no_structure_is_too_small_to_have_distances(size: tuple[int, int, int]) -> None:
+    for shift in (0, 1):
+        mask = torch.zeros(1, 1, 20, 20, 20)
+        x, y, z = (slice(shift, shift + side) for side in size)
+        mask[..., x, y, z] = 1
+        assert _CoarseHausdorffLoss().distance_field(mask).max() > 0
+
+
 def test_half_resolution_distances_are_near_the_full_ones() -> None:
     mask = (ball()[:, None] > 0).float()
     full = HausdorffDTLoss().distance_field(mask)
