@@ -22,6 +22,7 @@ from automonai.domain.decisions import (
     most_seconds_per_epoch,
     needed_checkpoints,
     next_action,
+    search_deadline_seconds,
 )
 from automonai.domain.events import (
     EnsembleFinished,
@@ -296,10 +297,11 @@ def _history(study: Study) -> History:
 def _train_request(controller: Controller, run: Run, resume_from: str | None) -> TrainRequest:
     study, now = controller.study, controller.clock()
     is_refit = run.purpose is Purpose.REFIT
-    deadline = None
     if is_refit:
         tests = len(controller.data.split.test)
         deadline = refit_deadline_seconds(study, run, now=now, test_cases=tests)
+    else:
+        deadline = search_deadline_seconds(study, run, now=now)
     return TrainRequest(
         run=run,
         configuration=study.trials[run.trial].configuration,

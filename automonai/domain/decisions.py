@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from automonai.domain.bracket import Bracket, promoted
-from automonai.domain.run import Purpose, Run, RunState
+from automonai.domain.refit import LEAST_SECONDS
+from automonai.domain.run import FailureReason, Purpose, Run, RunState
 from automonai.domain.study import Phase, Study
 from automonai.spec import SamplerName
 
@@ -136,10 +137,14 @@ def needed_checkpoints(study: Study) -> set[str]:
         return {member.run_id for member in study.ensemble.members}
     needed = {record.run.id for record in study.runs.values() if record.run.purpose is Purpose.REFIT}
     needed |= set(study.checkpoints_of_search[:3])
-    for record in study.open_runs:
-        needed.add(record.run.id)
-        if record.resume_from is not None:
-            needed.add(record.resume_from.split("/")[1])
+    for record in study.runs.values():
+        is_lost = (
+            record.result is not None and record.result.reason is FailureReason.LOST
+        )  # the next session revives it
+        if not record.state.is_final or is_lost:
+            needed.add(record.run.id)
+            if record.resume_from is not None:
+                needed.add(record.resume_from.split("/")[1])
     if study.search_ended is None:
         for bracket in _open_brackets(study):
             progress = bracket_progress(study, bracket)
@@ -169,18 +174,34 @@ def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
 
     All slots wait for the search's last run, and the refit with them: one that would take much longer than the search
     had left when it was queued is given up. The others fit, by what was known of their trial. While there is no answer
-    yet, the first of the runs at hand may take what it takes, to give one. A run that was lost may have been almost
-    done: it is held to the spec's cap alone, refits to none.
+    yet, the first of the runs at hand has a deadline instead, to give one. A run that was lost may have been almost
+    done, and one that was queued under a larger budget as well: they are held to the spec's cap alone, refits to none.
     """
     if run.purpose is Purpose.REFIT:
         return None
     record, cap = study.runs[run.id], study.spec.budget.max_seconds_per_epoch
-    is_first = study.incumbent is None and all(run.trial <= other.run.trial for other in study.open_runs)
-    if study.spec.budget.time is None or record.losses or is_first:
+    if study.spec.budget.time is None or record.losses or is_to_answer(study, run):
         return cap
     left = search_seconds(study) - study.elapsed_at(record.queued_at)
+    if left <= 0:
+        return cap
     of_time = OVERTIME * left / _epochs_of(study, Queue(run, record.resume_from))
     return of_time if cap is None else min(cap, of_time)
+
+
+def is_to_answer(study: Study, run: Run) -> bool:
+    """Whether a run of the search is the one that must end with an answer, for there is none yet."""
+    return study.incumbent is None and all(run.trial <= other.run.trial for other in study.open_runs)
+
+
+def search_deadline_seconds(study: Study, run: Run, *, now: float) -> float | None:
+    """Return how long the run that must give an answer may take: it is shortened to what its search has left.
+
+    None for any other run, and without a time budget.
+    """
+    if study.spec.budget.time is None or not is_to_answer(study, run):
+        return None
+    return max(LEAST_SECONDS, search_seconds(study) - study.elapsed_seconds(now))
 
 
 def _next_in_search(study: Study, now: float) -> Action:
@@ -226,6 +247,8 @@ def _why_not(study: Study, action: Propose | Queue, now: float) -> str:
         return f"the budget of {limit} epochs is spent"
     if study.spec.budget.time is None:
         return ""
+    if not study.runs:  # the check of the dataset may have taken all of it
+        return ""
     left = search_seconds(study) - study.elapsed_seconds(now)
     trial = action.run.trial if isinstance(action, Queue) else None
     cost = epochs * (study.seconds_per_epoch(trial) or 0.0)
@@ -255,6 +278,9 @@ def _next_in_ensemble(study: Study) -> Action:
         return EndStudy(succeeded=True, why="the ensemble is chosen")
     if study.ensemble_queued is not None:
         return Wait()
+    gone = study.lost_refits
+    if gone and not any(record.state is RunState.COMPLETE for record in study.refit_records()):
+        return GiveUp(f"no refit completed, {len(gone)} were lost for good; {gone[-1].run_id} was {gone[-1].message}")
     candidates = study.ensemble_candidates
     if not candidates:
         return EndStudy(succeeded=False, why="no configuration could be trained")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Self
 
 from automonai.domain.events import (
@@ -25,7 +26,7 @@ from automonai.domain.events import (
     TrialProposed,
 )
 from automonai.domain.request import EnsembleResult
-from automonai.domain.run import LossCause, Result, Run, RunState, Trial
+from automonai.domain.run import FailureReason, LossCause, Purpose, Result, Run, RunState, Trial
 from automonai.spec import StudySpec
 
 ENSEMBLE_RUN_ID = "ensemble"
@@ -147,11 +148,33 @@ class Facts:
         pause = max(0.0, at - self._sessions[-1][1]) if self._sessions else 0.0
         self._sessions.append((at, at))
         self.ensemble_strikes = 0
+        self._revive_lost()
         if self.ensemble_started_at is not None:
             self.ensemble_started_at += pause
         for run_id, record in self.runs.items():
             if record.state is RunState.RUNNING and record.started_at is not None:
                 self.runs[run_id] = replace(record, started_at=record.started_at + pause)
+
+    def _revive_lost(self) -> None:
+        """Take up again what was lost for good, which may be mended by now.
+
+        That is every refit, as nothing can take its place, and in the search the last runs, on whose end nothing was
+        built yet.
+        """
+        lost = {run_id for run_id in self.finished if self._is_lost_for_good(run_id)}
+        last = set(takewhile(lost.__contains__, reversed(self.finished))) if self.search_ended is None else set()
+        if self.ensemble_queued is None:
+            last |= {run_id for run_id in lost if self.runs[run_id].run.purpose is Purpose.REFIT}
+        self.finished = [run_id for run_id in self.finished if run_id not in last]
+        for run_id in last:
+            record = self.runs[run_id]
+            self.runs[run_id] = replace(
+                record, state=RunState.LOST, strikes=0, result=None, started_at=None, finished_at=None
+            )
+
+    def _is_lost_for_good(self, run_id: str) -> bool:
+        result = self.runs[run_id].result
+        return result is not None and result.reason is FailureReason.LOST
 
     def _apply_step(self, event: Event) -> None:
         match event:

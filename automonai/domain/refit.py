@@ -83,11 +83,21 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     for trial, fold in order:
         epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs(trial.number, len(order))))
         runs.append(_run(trial, fold, epochs))
+    if not study.spec.refit.epochs and _is_in_vain(study, room, len(order)):
+        return RefitChosen(
+            at=now, runs=(), why="none: what is left of the time is less than the search trained its best"
+        )
     why = f"equal shares of the {room.seconds:.0f} s"
     why += " (the least that it gets)" if room.seconds <= LEAST_SECONDS else " that are left"
     if hedge is not None:
         why += "; the standard configuration beside the best, since so short a search does not tell them apart"
     return _chosen(now, runs, why)
+
+
+def _is_in_vain(study: Study, room: _Room, members: int) -> bool:
+    """Whether each refit would get fewer epochs than its configuration has had in the search."""
+    had = {trial.number: result.curve_epochs for trial, result in _contenders(study)}
+    return all(room.epochs(trial, members) < had[trial] for trial in room.paces) if members else False
 
 
 def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: int) -> float | None:

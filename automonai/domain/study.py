@@ -83,6 +83,12 @@ class Study(Facts):
         return lost
 
     @property
+    def lost_refits(self) -> list[Result]:
+        """Return the results of the refits that were lost for good."""
+        results = (record.result for record in self.refit_records())
+        return [result for result in results if result is not None and result.reason is FailureReason.LOST]
+
+    @property
     def open_runs(self) -> tuple[RunRecord, ...]:
         """Return the runs that an executor has, or should have."""
         open_states = (RunState.QUEUED, RunState.RUNNING)
@@ -159,6 +165,10 @@ class Study(Facts):
     def search_records(self) -> Iterator[RunRecord]:
         """Yield the records of the search's runs."""
         return (record for record in self.runs.values() if record.run.purpose is Purpose.SEARCH)
+
+    def refit_records(self) -> Iterator[RunRecord]:
+        """Yield the records of the refits."""
+        return (record for record in self.runs.values() if record.run.purpose is Purpose.REFIT)
 
     def is_final(self, run_id: str) -> bool:
         """Whether a run has ended for good."""

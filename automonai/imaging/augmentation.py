@@ -2,7 +2,8 @@
 
 Rotation, scaling, elastic deformation and flips become one grid that each patch is sampled by, once. The kinds are
 nnU-Net's (Isensee et al. 2021, supplementary note 4), mostly with its probabilities, but rotation and scaling are more
-frequent (half of the patches each) and most ranges narrower; `strength` scales the ranges. The same seed gives the same batch on one kind of device.
+frequent (half of the patches each) and most ranges narrower; `strength` scales the ranges. The same seed gives the same
+batch on one kind of device.
 Axes: image_BCXYZ, label_BXYZ, grid_BXYZ3 (last: x, y, z in voxels).
 """
 

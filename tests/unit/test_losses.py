@@ -48,7 +48,20 @@ def test_runs_that_are_all_lost_stop_the_controller_and_not_the_study() -> None:
         losing(bench, lambda request: isinstance(request, TrainRequest) and request.run.trial > 3)
     left = Study.replay(Journal(bench.store).read())
     assert sum(r.result is not None and r.result.reason is FailureReason.LOST for r in left.runs.values()) == LOST_RUNS
-    assert bench.run().ended.succeeded
+    study = bench.run()
+    assert study.ended.succeeded
+    assert not any(record.result.reason is FailureReason.LOST for record in study.runs.values() if record.result)
+
+
+def test_refits_that_are_all_lost_are_trained_by_the_next_session() -> None:
+    bench = Bench(make_spec(iterations=1, parallel=2))
+    with pytest.raises(LostTooOftenError, match="no refit completed, 4 were lost for good"):
+        losing(bench, lambda request: isinstance(request, TrainRequest) and request.run.purpose is Purpose.REFIT)
+    executor = bench.executor()
+    study = bench.run(executor=executor)
+    assert study.ended.succeeded
+    assert executor.trained == [*(run.id for run in study.refit.runs), "ensemble"]
+    assert {member.run_id for member in study.ensemble.members} == {run.id for run in study.refit.runs}
 
 
 def test_a_bad_node_does_not_stop_a_controller_whose_other_runs_are_at_work() -> None:

@@ -53,6 +53,39 @@ def test_without_a_time_budget_the_specs_cap_alone_holds(cap: float | None) -> N
     assert most_seconds_per_epoch(study, NEW) == cap
 
 
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_a_time_budget_holds_although_the_first_run_would_take_all_of_it(parallel: int) -> None:
+    spec = make_spec(time=3600, refit_share=0.6, min_epochs=200, max_epochs=200, parallel=parallel)
+    bench, asked = Bench(spec), list[TrainRequest]()
+
+    def in_time(request: TrainRequest | EnsembleRequest) -> float:
+        left = request.seconds_left(bench.clock.now)
+        return min(200 * 90.0, 18_000.0 if left is None else left)
+
+    def remember(request: TrainRequest) -> Result:
+        asked.append(request)
+        return train(request)
+
+    study = bench.run(executor=bench.executor(seconds=in_time, train=remember))
+    first = next(request for request in asked if request.run.trial == 0)
+    assert first.deadline_seconds == pytest.approx(1440, abs=5)
+    assert study.ended.succeeded
+
+
+def test_a_check_that_takes_the_searchs_time_leaves_the_first_run_a_minute() -> None:
+    bench = Bench(make_spec(time=1200, refit_share=0.6))
+    began = bench.clock.now
+    bench.clock.now += 600
+    study = bench.run(began=began)
+    assert study.ended.succeeded
+    assert len(list(study.search_records())) == 1
+
+
+def test_a_run_that_was_queued_under_a_larger_budget_is_held_to_no_negative_cap() -> None:
+    study = queued(NEW, after=900, time=1000, refit_share=0.5)
+    assert most_seconds_per_epoch(study, NEW) is None
+
+
 def test_before_any_run_has_come_to_its_end_one_may_take_what_it_takes() -> None:
     study = queued(NEW, after=400, time=1000, refit_share=0.5, is_first=True)
     beside = Run(trial=2, budget_epochs=9)

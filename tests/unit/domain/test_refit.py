@@ -83,13 +83,20 @@ def refitted_epochs(*, training: float, validation: float) -> int:
         (2.0, 15.0, 1.15 * (339 - 3 * 15) / 2),
         (2.0, 60.0, 1.15 * (339 - 60) / 2),
         (2.0, 320.0, 1.15 * (339 - 320) / 2),
-        (2.0, 1000.0, 1),
     ],
 )
 def test_a_refits_epochs_follow_from_its_own_pace_and_its_few_validations(
     training: float, validation: float, epochs: float
 ) -> None:
     assert refitted_epochs(training=training, validation=validation) == pytest.approx(epochs, abs=1)
+
+
+def test_a_network_of_the_search_is_not_replaced_by_one_that_would_be_trained_less() -> None:
+    pace = {"training_seconds_per_epoch": 2.0, "validation_seconds": 1000.0}
+    study = searched(time=600, refit_share=0.6, second=0.2, refit=RefitSpec(members=1), pace=pace)
+    assert study.refit.runs == ()
+    assert study.refit.why == "none: what is left of the time is less than the search trained its best"
+    assert [member.run_id for member in study.ensemble.members] == [study.incumbent[1].run_id]
 
 
 def test_little_time_trains_fewer_members() -> None:
