@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from dataclasses import dataclass
@@ -170,6 +171,10 @@ def _refuse_what_does_not_fit(request: TrainRequest, needed: int) -> None:
 
 
 def _prepare(request: TrainRequest, data: StudyData, plan: Plan, cache_folder: Path, stop: threading.Event) -> _Cases:
+    """Return the fold's cases, prepared in an order of this process's own.
+
+    Runs that start together would wait for each other at every case if all went through them in the same order.
+    """
     if request.run.fold >= len(data.split.folds):
         raise BadRequestError(f"fold {request.run.fold} does not exist: the split has {len(data.split.folds)}")
     training = data.split.training(request.run.fold)
@@ -179,11 +184,13 @@ def _prepare(request: TrainRequest, data: StudyData, plan: Plan, cache_folder: P
             f"fold {request.run.fold} has {len(training)} training and {len(validation)} validation cases;"
             " each needs at least one"
         )
-
-    def prepared(ids: tuple[str, ...]) -> tuple[PreparedCase, ...]:
-        return tuple(_prepared(data, plan, case_id, cache_folder, stop) for case_id in ids)
-
-    return _Cases(training=prepared(training), validation=prepared(validation))
+    ids = [*training, *validation]
+    random.Random().shuffle(ids)
+    prepared = {case_id: _prepared(data, plan, case_id, cache_folder, stop) for case_id in ids}
+    return _Cases(
+        training=tuple(prepared[case_id] for case_id in training),
+        validation=tuple(prepared[case_id] for case_id in validation),
+    )
 
 
 def _prepared(data: StudyData, plan: Plan, case_id: str, cache_folder: Path, stop: threading.Event) -> PreparedCase:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import threading
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from studies import make_data, make_spec
 
 from automonai.domain.configuration import Configuration
+from automonai.domain.dataset import Case, Dataset
+from automonai.domain.plan import make_plan
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, Run, RunState
 from automonai.errors import (
@@ -17,6 +20,7 @@ from automonai.errors import (
     StopRequestedError,
     TooSlowError,
 )
+from automonai.learning import training
 from automonai.learning.training import failed_result, train_run
 from automonai.storage.memory import MemoryStore
 
@@ -62,3 +66,25 @@ def test_a_stop_while_cases_are_prepared_leaves_at_once(tmp_path: Path) -> None:
     stop.set()
     with pytest.raises(StopRequestedError):
         train_run(REQUEST, make_data(make_spec()), store=MemoryStore(), cache_folder=tmp_path, stop=stop)
+
+
+def test_each_run_prepares_its_cases_in_an_order_of_its_own_and_holds_them_in_the_folds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, asked = make_data(make_spec()), []
+
+    def prepare_case(dataset: Dataset, case: Case, **_: object) -> str:
+        asked.append(case.id)
+        return case.id
+
+    monkeypatch.setattr(training, "prepare_case", prepare_case)
+    plan = make_plan(Configuration(), dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
+    before = random.getstate()
+    for _ in range(3):
+        cases = training._prepare(REQUEST, data, plan, tmp_path, threading.Event())
+        assert (cases.training, cases.validation) == (data.split.training(0), data.split.validation(0))
+    orders = {tuple(asked[start : start + 8]) for start in (0, 8, 16)}
+    assert len(orders) > 1
+    assert all(sorted(order) == sorted(asked[:8]) for order in orders)
+    assert len(set(asked)) == 8
+    assert random.getstate() == before
