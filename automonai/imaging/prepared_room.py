@@ -43,11 +43,12 @@ def note_use(entry: Path) -> None:
     Raises:
         FileNotFoundError: If it is not there any more.
     """
-    note = _note(entry.parent)
-    if entry.name not in note.names:
-        os.write(note.descriptor, f"{entry.name}\n".encode())
-        note.names.add(entry.name)
-    os.utime(entry)
+    with _exclusively(entry.parent / _LOCK):  # who evicts reads this note, or has taken the entry away before
+        note = _note(entry.parent)
+        os.utime(entry)
+        if entry.name not in note.names:
+            os.write(note.descriptor, f"{entry.name}\n".encode())
+            note.names.add(entry.name)
 
 
 def make_room(cache_folder: Path, needed_bytes: int, *, limit_bytes: int | None = None) -> None:
@@ -65,17 +66,15 @@ def make_room(cache_folder: Path, needed_bytes: int, *, limit_bytes: int | None 
     if limit is None or not cache_folder.is_dir():
         return
     with _exclusively(cache_folder / _LOCK):
-        for remains in cache_folder.glob(f"{_EVICTED}*"):
-            shutil.rmtree(remains, ignore_errors=True)
         sizes = {entry: _size(entry) for entry in _entries(cache_folder)}
         excess = sum(sizes.values()) + needed_bytes - limit
-        if excess <= 0:
-            return
-        used = _in_use(cache_folder / _USERS)
+        used = _in_use(cache_folder / _USERS) if excess > 0 else set()
         for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
             if excess > 0 and entry.name not in used:
                 _evict(entry)
                 excess -= sizes[entry]
+    for remains in cache_folder.glob(f"{_EVICTED}*"):  # those of a killed process as well
+        shutil.rmtree(remains, ignore_errors=True)
     if excess > 0:
         logger.warning(
             "%s: %s is exceeded by %.2f GiB: runs use what is there", cache_folder, LIMIT_VARIABLE, excess / 2**30
@@ -96,20 +95,19 @@ def _size(entry: Path) -> int:
 
 
 def _evict(entry: Path) -> None:
-    remains = entry.with_name(f"{_EVICTED}{entry.name}-{uuid.uuid4().hex[:8]}")
-    entry.rename(remains)  # at once for all who look, however long the deletion takes
-    shutil.rmtree(remains, ignore_errors=True)
+    """Take an entry away, at once for all who look, however long its deletion will take; the caller has the lock."""
+    entry.rename(entry.with_name(f"{_EVICTED}{entry.name}-{uuid.uuid4().hex[:8]}"))
     logger.debug("evicted %s", entry)
 
 
 def _note(cache_folder: Path) -> _Note:
+    """Return this process's note; the caller has the lock, or another might take a new one for a dead process's."""
     owner = (os.getpid(), cache_folder)
     if owner not in _notes:
         users = cache_folder / _USERS
         users.mkdir(parents=True, exist_ok=True)
-        with _exclusively(cache_folder / _LOCK):  # nobody may take the note for a dead process's before it is locked
-            descriptor = os.open(users / uuid.uuid4().hex, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        descriptor = os.open(users / uuid.uuid4().hex, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         _notes[owner] = _Note(descriptor)
     return _notes[owner]
 

@@ -167,11 +167,10 @@ def prepare_case(
                     _store(prepared, folder)
         try:
             note_use(folder)
-            return _load(case.id, folder)
         except FileNotFoundError:
-            if folder.is_dir():
-                raise
             logger.debug("%s was evicted before it could be used", folder)
+        else:
+            return _load(case.id, folder)
 
 
 def _read_and_prepare(dataset: Dataset, case: Case, *, spacing_mm: Triple | None, crop: Crop) -> PreparedCase:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from automonai.imaging import prepared_room
 from automonai.imaging.prepared_room import LIMIT_VARIABLE, make_room, note_use
 
 
@@ -63,6 +65,48 @@ def test_using_an_entry_makes_it_the_newest(tmp_path: Path) -> None:
     assert first.stat().st_mtime > second.stat().st_mtime
     with pytest.raises(FileNotFoundError):
         note_use(tmp_path / "gone")
+
+
+def test_an_entry_that_is_about_to_be_evicted_cannot_be_taken_into_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_use(entry(tmp_path, "mine"))
+    wanted, answers = entry(tmp_path, "wanted"), []
+
+    def use() -> None:
+        try:
+            note_use(wanted)
+            answers.append(wanted.is_dir())
+        except FileNotFoundError:
+            answers.append(False)
+
+    user, in_use = threading.Thread(target=use), prepared_room._in_use
+
+    def in_use_before_the_use(users: Path) -> set[str]:
+        found = in_use(users)
+        user.start()
+        user.join(0.2)
+        return found
+
+    monkeypatch.setattr(prepared_room, "_in_use", in_use_before_the_use)
+    make_room(tmp_path, 100, limit_bytes=250)
+    user.join()
+    assert (answers, kept(tmp_path)) == ([False], {"mine"})
+
+
+def test_nobody_waits_while_what_was_evicted_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry(tmp_path, "old")
+    mine, deleted = entry(tmp_path, "mine", used_at=1.0), []
+
+    def delete(folder: Path, **_: object) -> None:
+        with (tmp_path / "room.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        note_use(mine)
+        deleted.append(folder.name)
+
+    monkeypatch.setattr(prepared_room.shutil, "rmtree", delete)
+    make_room(tmp_path, 100, limit_bytes=200)
+    assert [name.rpartition("-")[0] for name in deleted] == [".evicted-old"]
 
 
 def test_without_a_bound_nothing_is_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,23 @@ def test_what_a_killed_process_left_behind_does_no_harm(
     assert not list((tmp_path / "cache").glob(".writing-*"))
 
 
+def test_a_case_that_another_process_made_again_right_after_its_eviction_is_used(
+    small_dataset: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = find_dataset(small_dataset().root)
+    noted, note_use = [], preprocessing.note_use
+
+    def evicted_at_first(entry: Path) -> None:
+        noted.append(entry)
+        if len(noted) == 1:
+            raise FileNotFoundError(entry)
+        note_use(entry)
+
+    monkeypatch.setattr(preprocessing, "note_use", evicted_at_first)
+    prepared = prepare_case(dataset, dataset.cases[0], spacing_mm=None, crop=Crop.NONE, cache_folder=tmp_path)
+    assert (prepared.id, len(noted)) == (dataset.cases[0].id, 2)
+
+
 def _count_and_prepare(root: str, cache: Path, counter: Path) -> None:
     original = preprocessing._prepare
 
