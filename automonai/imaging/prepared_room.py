@@ -38,7 +38,7 @@ _notes: dict[tuple[int, Path], _Note] = {}
 
 
 def note_use(entry: Path) -> None:
-    """Keep an entry, a folder, from being evicted until this process ends, and count it as used now.
+    """Keep an entry, a folder, from being evicted until this process ends or forgets it; count it as used now.
 
     Raises:
         FileNotFoundError: If it is not there any more.
@@ -49,6 +49,15 @@ def note_use(entry: Path) -> None:
         if entry.name not in note.names:
             os.write(note.descriptor, f"{entry.name}\n".encode())
             note.names.add(entry.name)
+
+
+def forget_uses(cache_folder: Path) -> None:
+    """Let go of all entries that this process has noted: one that serves run after run needs only the last one's."""
+    note = _notes.get((os.getpid(), cache_folder))
+    if note is not None:
+        with _exclusively(cache_folder / _LOCK):
+            os.ftruncate(note.descriptor, 0)
+            note.names.clear()
 
 
 def make_room(cache_folder: Path, needed_bytes: int, *, limit_bytes: int | None = None) -> None:

@@ -30,6 +30,7 @@ from automonai.errors import (
 )
 from automonai.imaging.augmentation import Augmentation
 from automonai.imaging.patches import PatchReader, batch_sizes
+from automonai.imaging.prepared_room import forget_uses
 from automonai.imaging.preprocessing import PreparedCase, prepare_case
 from automonai.learning.batches import batch_source
 from automonai.learning.checkpoint import Progress, read_checkpoint, write_checkpoint
@@ -186,6 +187,7 @@ def _prepare(request: TrainRequest, data: StudyData, plan: Plan, cache_folder: P
         )
     ids = [*training, *validation]
     random.Random().shuffle(ids)
+    forget_uses(cache_folder)
     prepared = {case_id: _prepared(data, plan, case_id, cache_folder, stop) for case_id in ids}
     return _Cases(
         training=tuple(prepared[case_id] for case_id in training),

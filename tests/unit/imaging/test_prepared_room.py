@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from automonai.imaging import prepared_room
-from automonai.imaging.prepared_room import LIMIT_VARIABLE, make_room, note_use
+from automonai.imaging.prepared_room import LIMIT_VARIABLE, forget_uses, make_room, note_use
 
 
 def entry(folder: Path, name: str, *, size: int = 100, used_at: float = 0.0) -> Path:
@@ -43,6 +43,17 @@ def test_what_this_process_uses_stays(tmp_path: Path, caplog: pytest.LogCaptureF
         make_room(tmp_path, 100, limit_bytes=150)
     assert kept(tmp_path) == {"mine"}
     assert "exceeded" in caplog.text
+
+
+def test_what_this_process_has_forgotten_goes_unless_it_is_used_again(tmp_path: Path) -> None:
+    forget_uses(tmp_path)
+    uses = [entry(tmp_path, name) for name in ("earlier", "again")]
+    for used in uses:
+        note_use(used)
+    forget_uses(tmp_path)
+    note_use(uses[1])
+    make_room(tmp_path, 100, limit_bytes=100)
+    assert kept(tmp_path) == {"again"}
 
 
 def test_what_another_living_process_uses_stays_and_what_a_dead_one_used_does_not(tmp_path: Path) -> None:

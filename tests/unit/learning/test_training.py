@@ -20,6 +20,7 @@ from automonai.errors import (
     StopRequestedError,
     TooSlowError,
 )
+from automonai.imaging.prepared_room import make_room, note_use
 from automonai.learning import training
 from automonai.learning.training import failed_result, train_run
 from automonai.storage.memory import MemoryStore
@@ -66,6 +67,26 @@ def test_a_stop_while_cases_are_prepared_leaves_at_once(tmp_path: Path) -> None:
     stop.set()
     with pytest.raises(StopRequestedError):
         train_run(REQUEST, make_data(make_spec()), store=MemoryStore(), cache_folder=tmp_path, stop=stop)
+
+
+def test_a_run_lets_go_of_the_cases_that_its_process_used_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare_case(dataset: Dataset, case: Case, **_: object) -> None:
+        prepared(case.id)
+
+    def prepared(name: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "case.json").write_bytes(b"facts")
+        note_use(tmp_path / name)
+
+    monkeypatch.setattr(training, "prepare_case", prepare_case)
+    data = make_data(make_spec())
+    plan = make_plan(Configuration(), dataset=data.dataset, fingerprint=data.fingerprint, training=data.training)
+    prepared("earlier")
+    training._prepare(REQUEST, data, plan, tmp_path, threading.Event())
+    make_room(tmp_path, 100, limit_bytes=1)
+    assert {path.parent.name for path in tmp_path.glob("*/case.json")} == {f"case-{number}" for number in range(8)}
 
 
 def test_each_run_prepares_its_cases_in_an_order_of_its_own_and_holds_them_in_the_folds(
