@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 LIMIT_VARIABLE = "AUTOMONAI_PREPARED_CACHE_GIB"
 """Names what all prepared cases of a folder may take; where it is not set there is no bound."""
-_USERS, _LOCK, _EVICTED = "users", "room.lock", ".evicted-"
+_USERS, _LOCK, _EVICTED, _UNFINISHED = "users", "room.lock", ".evicted-", ".writing-"
 
 
 @dataclass
@@ -35,6 +35,13 @@ class _Note:
 
 _notes: dict[tuple[int, Path], _Note] = {}
 """By process, as a fork inherits descriptors and locks, and cache folder."""
+
+
+@contextmanager
+def making(entry: Path) -> Iterator[Path]:
+    """Hold an entry's lock, which the system takes back if this process dies; yield the folder to write it in."""
+    with _exclusively(_lock_of(entry)):
+        yield entry.with_name(f"{_UNFINISHED}{entry.name}")
 
 
 def note_use(entry: Path) -> None:
@@ -63,6 +70,8 @@ def forget_uses(cache_folder: Path) -> None:
 def make_room(cache_folder: Path, needed_bytes: int, *, limit_bytes: int | None = None) -> None:
     """Evict entries until one more of that size fits under the bound; if too many are in use, go on all the same.
 
+    What killed processes have left unfinished goes in any case.
+
     Args:
         cache_folder: Whose folders are the entries; those whose names begin with a dot are not finished.
         needed_bytes: Of the entry that is about to be written.
@@ -72,22 +81,42 @@ def make_room(cache_folder: Path, needed_bytes: int, *, limit_bytes: int | None 
         UserError: If that is no positive number.
     """
     limit = gib_from_environment(LIMIT_VARIABLE) if limit_bytes is None else limit_bytes
-    if limit is None or not cache_folder.is_dir():
-        return
-    with _exclusively(cache_folder / _LOCK):
-        sizes = {entry: _size(entry) for entry in _entries(cache_folder)}
-        excess = sum(sizes.values()) + needed_bytes - limit
-        used = _in_use(cache_folder / _USERS) if excess > 0 else set()
-        for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
-            if excess > 0 and entry.name not in used:
-                _evict(entry)
-                excess -= sizes[entry]
+    _take_unfinished_away(cache_folder)
+    excess = 0 if limit is None else _evict_down_to(cache_folder, limit - needed_bytes)
     for remains in cache_folder.glob(f"{_EVICTED}*"):  # those of a killed process as well
         shutil.rmtree(remains, ignore_errors=True)
     if excess > 0:
         logger.warning(
             "%s: %s is exceeded by %.2f GiB: runs use what is there", cache_folder, LIMIT_VARIABLE, excess / 2**30
         )
+
+
+def _evict_down_to(cache_folder: Path, allowed_bytes: int) -> int:
+    """Take away what was used longest ago until no more than that is there; return what is there beyond it."""
+    with _exclusively(cache_folder / _LOCK):
+        sizes = {entry: _size(entry) for entry in _entries(cache_folder)}
+        excess = sum(sizes.values()) - allowed_bytes
+        used = _in_use(cache_folder / _USERS) if excess > 0 else set()
+        for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
+            if excess > 0 and entry.name not in used:
+                _take_away(entry)
+                logger.debug("evicted %s", entry)
+                excess -= sizes[entry]
+    return excess
+
+
+def _take_unfinished_away(cache_folder: Path) -> None:
+    """Take away what a process began to write that does not live any more."""
+    for unfinished in cache_folder.glob(f"{_UNFINISHED}*"):
+        entry = cache_folder / unfinished.name.removeprefix(_UNFINISHED)
+        with _exclusively(_lock_of(entry), wait=False) as is_free:
+            if is_free and unfinished.is_dir():
+                _take_away(unfinished)
+
+
+def _take_away(folder: Path) -> None:
+    """Rename a folder whose lock the caller has: it is gone at once, however long its deletion will take."""
+    folder.rename(folder.with_name(f"{_EVICTED}{folder.name.lstrip('.')}-{uuid.uuid4().hex[:8]}"))
 
 
 def _entries(cache_folder: Path) -> Iterator[Path]:
@@ -101,12 +130,6 @@ def _entries(cache_folder: Path) -> Iterator[Path]:
 
 def _size(entry: Path) -> int:
     return sum(file.stat().st_size for file in entry.iterdir())
-
-
-def _evict(entry: Path) -> None:
-    """Take an entry away, at once for all who look, however long its deletion will take; the caller has the lock."""
-    entry.rename(entry.with_name(f"{_EVICTED}{entry.name}-{uuid.uuid4().hex[:8]}"))
-    logger.debug("evicted %s", entry)
 
 
 def _note(cache_folder: Path) -> _Note:
@@ -136,9 +159,18 @@ def _in_use(users: Path) -> set[str]:
     return names
 
 
+def _lock_of(entry: Path) -> Path:
+    return entry.parent / "locks" / entry.name
+
+
 @contextmanager
-def _exclusively(lock: Path) -> Iterator[None]:
+def _exclusively(lock: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock; say whether it was got, which without waiting it may not be."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        is_held = True
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            is_held = False
+        yield is_held

@@ -9,14 +9,12 @@ that sizes alone say where a voxel lies.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +32,7 @@ from automonai.errors import DatasetError
 from automonai.imaging.content import remembered_digest
 from automonai.imaging.measuring import Measures, measure, non_finite_count
 from automonai.imaging.nifti import MAX_VOXELS
-from automonai.imaging.prepared_room import make_room, note_use
+from automonai.imaging.prepared_room import make_room, making, note_use
 from automonai.imaging.reading import Volume, read_image, read_label
 from automonai.storage.local import write_whole
 
@@ -156,15 +154,15 @@ def prepare_case(
     Raises:
         DatasetError: If the case's files cannot be read; `check_dataset` tells more.
     """
-    key = _cache_key(dataset, case, spacing_mm, crop, cache_folder)
-    folder = cache_folder / key
+    folder = cache_folder / _cache_key(dataset, case, spacing_mm, crop, cache_folder)
     while True:
         if not folder.is_dir():
-            with _locked(cache_folder / "locks" / key):
+            with making(folder) as unfinished:
                 if not folder.is_dir():
                     prepared = _read_and_prepare(dataset, case, spacing_mm=spacing_mm, crop=crop)
                     make_room(cache_folder, _stored_bytes(prepared))
-                    _store(prepared, folder)
+                    _store(prepared, unfinished)
+                    unfinished.rename(folder)
         try:
             note_use(folder)
         except FileNotFoundError:
@@ -388,35 +386,32 @@ def _cache_key(dataset: Dataset, case: Case, spacing_mm: Triple | None, crop: Cr
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the file's lock, which the system takes back if this process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def _store(prepared: PreparedCase, folder: Path) -> None:
-    """Write a cache entry beside its place and rename it; the caller holds its lock."""
-    temporary = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _save(temporary / "image.npy", prepared.image)
+    """Write a new cache entry in place of what a killed process left there; leave nothing if that fails."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        _write(prepared, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(prepared: PreparedCase, folder: Path) -> None:
+    _save(folder / "image.npy", prepared.image)
     if prepared.label is not None:
-        _save(temporary / "label.npy", prepared.label)
+        _save(folder / "label.npy", prepared.label)
     if prepared.original_label is not None:
-        _save(temporary / "original_label.npy", prepared.original_label())
+        _save(folder / "original_label.npy", prepared.original_label())
     rows = [np.insert(places, 0, index, axis=1) for index, places in prepared.foreground.items()]
-    _save(temporary / "foreground.npy", np.concatenate([np.empty((0, 4), np.int32), *rows]))
+    _save(folder / "foreground.npy", np.concatenate([np.empty((0, 4), np.int32), *rows]))
     facts = _CachedFacts(
         statistics=prepared.statistics,
         spacing_mm=prepared.spacing_mm,
         placement=prepared.placement,
         background=prepared.background,
     )
-    write_whole(temporary / "case.json", lambda stream: stream.write(facts.model_dump_json().encode()))
-    temporary.rename(folder)
+    write_whole(folder / "case.json", lambda stream: stream.write(facts.model_dump_json().encode()))
 
 
 def _stored_bytes(prepared: PreparedCase) -> int:

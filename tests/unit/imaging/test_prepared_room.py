@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from automonai.imaging import prepared_room
-from automonai.imaging.prepared_room import LIMIT_VARIABLE, forget_uses, make_room, note_use
+from automonai.imaging.prepared_room import LIMIT_VARIABLE, forget_uses, make_room, making, note_use
 
 
 def entry(folder: Path, name: str, *, size: int = 100, used_at: float = 0.0) -> Path:
@@ -118,6 +118,20 @@ def test_nobody_waits_while_what_was_evicted_is_deleted(tmp_path: Path, monkeypa
     monkeypatch.setattr(prepared_room.shutil, "rmtree", delete)
     make_room(tmp_path, 100, limit_bytes=200)
     assert [name.rpartition("-")[0] for name in deleted] == [".evicted-old"]
+
+
+@pytest.mark.parametrize("limit_bytes", [None, 1000])
+def test_what_killed_processes_left_unfinished_goes_and_what_living_ones_write_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_bytes: int | None
+) -> None:
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+    left = tmp_path / ".writing-left"
+    left.mkdir()
+    (left / "image.npy").write_bytes(b"half")
+    with making(tmp_path / "new") as unfinished:
+        unfinished.mkdir()
+        make_room(tmp_path, 100, limit_bytes=limit_bytes)
+        assert {folder.name for folder in tmp_path.glob(".*")} == {".writing-new"}
 
 
 def test_without_a_bound_nothing_is_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

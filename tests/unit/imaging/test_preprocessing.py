@@ -152,7 +152,7 @@ def test_a_cached_case_of_an_earlier_form_is_not_taken(
         assert len(list((tmp_path / "cache").glob("*/case.json"))) == entries
 
 
-def test_what_a_killed_process_left_behind_does_no_harm(
+def test_a_write_that_fails_leaves_nothing(
     small_dataset: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = find_dataset(small_dataset().root)
@@ -165,8 +165,22 @@ def test_what_a_killed_process_left_behind_does_no_harm(
     with monkeypatch.context() as patched:
         patched.setattr(preprocessing, "_save", die)
         pytest.raises(KeyboardInterrupt, prepare_case, dataset, dataset.cases[0], **arguments)
-    assert not list((tmp_path / "cache").glob("*/case.json"))
+    assert not list((tmp_path / "cache").glob("*/*.npy"))
     assert prepare_case(dataset, dataset.cases[0], **arguments).image.shape == (1, 9, 8, 7)
+
+
+def test_what_a_killed_process_left_behind_does_no_harm(
+    small_dataset: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = find_dataset(small_dataset().root)
+    monkeypatch.setattr(preprocessing, "_cache_key", lambda *_: "key")
+    left = tmp_path / "cache" / ".writing-key"
+    left.mkdir(parents=True)
+    (left / "image.npy").write_bytes(b"half")
+    prepared = prepare_case(
+        dataset, dataset.cases[0], spacing_mm=None, crop=Crop.NONZERO, cache_folder=tmp_path / "cache"
+    )
+    assert prepared.image.shape == (1, 9, 8, 7)
     assert not list((tmp_path / "cache").glob(".writing-*"))
 
 
