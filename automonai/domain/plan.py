@@ -44,7 +44,7 @@ class Plan(Record):
     batch_size: int
     network: NetworkPlan
     slice_axis: int
-    """The axis along which a 2D network takes its slices: the one with the largest voxels."""
+    """The axis along which a 2D network takes its slices: that of one voxel, else the one with the largest voxels."""
     flip_axes: tuple[int, ...]
     parameters: int
 
@@ -70,9 +70,10 @@ def make_plan(
 ) -> Plan:
     """Resolve a configuration for a dataset; the same arguments give the same plan."""
     spacing = _target_spacing(configuration, fingerprint)
-    slice_axis = _slice_axis(spacing or fingerprint.median_spacing_mm)
+    median = fingerprint.median_shape_voxels(spacing, cropped=configuration.crop == "nonzero")
+    slice_axis = _slice_axis(median, spacing or fingerprint.median_spacing_mm)
     network = _network(configuration, dataset)
-    patch = _patch(configuration, fingerprint, training, spacing, slice_axis)
+    patch = _patch(configuration, training, median, slice_axis)
     batch = configuration.batch_size or (4 if prod(patch) <= 2**17 else 2)
     return Plan(
         configuration=configuration,
@@ -222,8 +223,13 @@ def _target_spacing(configuration: Configuration, fingerprint: Fingerprint) -> T
             return fingerprint.median_spacing_mm
 
 
-def _slice_axis(spacing_mm: Triple) -> int:
-    """Return the axis of the largest voxels; among equals the last, so that slices are axial."""
+def _slice_axis(shape_voxels: IntTriple, spacing_mm: Triple) -> int:
+    """Return the only axis of one voxel, as files of 2D images have, whatever voxel size they state along it.
+
+    Of volumes it is the axis of the largest voxels; among equals the last, so that slices are axial.
+    """
+    if shape_voxels.count(1) == 1:
+        return shape_voxels.index(1)
     return max(range(3), key=lambda axis: (round(spacing_mm[axis], 3), axis))
 
 
@@ -249,15 +255,8 @@ def _network(configuration: Configuration, dataset: Dataset) -> NetworkPlan:
     )
 
 
-def _patch(
-    configuration: Configuration,
-    fingerprint: Fingerprint,
-    training: TrainingSpec,
-    spacing: Triple | None,
-    slice_axis: int,
-) -> IntTriple:
+def _patch(configuration: Configuration, training: TrainingSpec, median: IntTriple, slice_axis: int) -> IntTriple:
     """Return the patch: the median volume, its longest axes shrunk to the allowed voxels, in steps the depth needs."""
-    median = fingerprint.median_shape_voxels(spacing, cropped=configuration.crop == "nonzero")
     halvings = 2 ** (configuration.depth - 1)
     steps = [max(_LEAST_STEP, halvings)] * 3
     if configuration.convolution is Convolution.TWO_D:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from studies import make_data, make_spec
 
-from automonai.domain.plan import NetworkPlan, parameter_count, training_memory_bytes
+from automonai.domain.configuration import Configuration
+from automonai.domain.fingerprint import Fingerprint, IntTriple, Triple
+from automonai.domain.plan import NetworkPlan, make_plan, parameter_count, training_memory_bytes
 
 
 def plan(
@@ -106,3 +109,24 @@ def test_memory_is_near_the_peaks_measured_on_an_h200(
     for size, measured_mib in ((2, bfloat16_mib), (4, float32_mib)):
         planned = training_memory_bytes(network, patch_voxels=patch, batch_size=batch, bytes_per_activation=size)
         assert 0.8 < planned / 2**20 / measured_mib < 1.4
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "slice_axis"),
+    [
+        ((48, 40, 1), (2.0, 2.0, 1.0), 2),
+        ((1, 48, 40), (1.0, 2.0, 2.0), 0),
+        ((48, 40, 20), (1.0, 3.0, 1.0), 1),
+        ((48, 40, 20), (1.0, 1.0, 1.0), 2),
+        ((48, 1, 1), (2.0, 1.0, 1.0), 0),
+    ],
+)
+def test_slices_are_taken_along_the_axis_of_one_voxel_else_of_the_largest_voxels(
+    shape: IntTriple, spacing_mm: Triple, slice_axis: int
+) -> None:
+    data = make_data(make_spec())
+    changes = {"shape_voxels": shape, "box_shape": shape, "spacing_mm": spacing_mm}
+    facts = Fingerprint(cases=tuple(case.model_copy(update=changes) for case in data.fingerprint.cases))
+    configuration = Configuration.model_validate({"convolution": "2d"})
+    made = make_plan(configuration, dataset=data.dataset, fingerprint=facts, training=data.training)
+    assert (made.slice_axis, made.patch_voxels[slice_axis] <= shape[slice_axis]) == (slice_axis, True)
