@@ -95,7 +95,7 @@ def initial_spec(
     make_split((case.id for case in checked.dataset.cases), test=split.test, folds=split.folds, seed=split.seed)
     steps = _steps_per_epoch(checked, split, plan.batch_size)
     step_seconds = _seconds_per_step(plan, execution, machine)
-    every, validation_seconds = _validations(facts, plan, split, steps=steps, step_seconds=step_seconds)
+    every, validation_seconds = _validations(facts, plan, split, training, steps=steps, step_seconds=step_seconds)
     epoch_seconds = steps * step_seconds + validation_seconds / every
     training = training.model_copy(update={"validation_every_epochs": every})
     ladder = _ladder(limit, steps, epoch_seconds, execution)
@@ -232,7 +232,13 @@ def _seconds_per_step(plan: Plan, execution: ExecutionSpec, machine: Machine) ->
 
 
 def _validations(
-    fingerprint: Fingerprint, plan: Plan, split: SplitSpec, *, steps: float, step_seconds: float
+    fingerprint: Fingerprint,
+    plan: Plan,
+    split: SplitSpec,
+    training: TrainingSpec,
+    *,
+    steps: float,
+    step_seconds: float,
 ) -> tuple[int, float]:
     """Return every how many epochs to validate, and what one validation takes in seconds.
 
@@ -242,11 +248,12 @@ def _validations(
     from automonai.learning.validation import seconds_per_validation, window_count
 
     share = (1 - split.test) / split.folds
+    if training.validation_cases is not None:
+        share = min(share, training.validation_cases / len(fingerprint.cases))
     windows = round(share * sum(window_count(case.box_shape, plan) for case in fingerprint.cases))
     seconds = seconds_per_validation(max(1, windows), seconds_per_patch=step_seconds / plan.batch_size)
-    usual = TrainingSpec().validation_every_epochs
     wanted = ceil(seconds / (VALIDATION_SHARE * steps * step_seconds))
-    return max(usual, min(wanted, fewest_epochs(steps))), seconds
+    return max(training.validation_every_epochs, min(wanted, fewest_epochs(steps))), seconds
 
 
 def _ladder(limit: Limit, steps: float, epoch_seconds: float, execution: ExecutionSpec) -> Ladder:

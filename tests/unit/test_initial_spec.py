@@ -90,6 +90,15 @@ def test_a_few_large_volumes_are_validated_seldom_and_their_validations_are_reck
     assert spec.budget.max_seconds_per_epoch > 1.5 * steps_alone
 
 
+def test_a_validation_is_reckoned_with_the_cases_that_it_scores_however_many_are_held_out(
+    checked: CheckedDataset,
+) -> None:
+    few, many = (proposed(of_shape(checked, LARGE, cases=cases), "20h") for cases in (400, 4000))
+    assert few.training.validation_every_epochs == many.training.validation_every_epochs == 5
+    caps = few.budget.max_seconds_per_epoch, many.budget.max_seconds_per_epoch
+    assert caps[0] < caps[1] < 5 * caps[0]  # the steps alone take ten times as long
+
+
 def with_gpu(gib: float) -> Machine:
     return MACHINE.model_copy(update={"gpus": (Gpu(id="0", name="A card", memory_bytes=int(gib * 2**30)),)})
 
