@@ -8,6 +8,7 @@ Axes: logits_KXYZ, label_XYZ (class indices), counts_KK (voxels by true and by p
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, prod
 from queue import SimpleQueue
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 _FORWARD_SHARE = 0.35  # of a training step that a prediction of the same voxels takes
 _SLAB_VOXELS = 2**21
 
+T = TypeVar("T")
+
 _Score = tuple[float, NDArray[np.int64]]
 """Of one case: its loss, and counts_KK."""
 
@@ -43,7 +47,7 @@ class Validation:
     """Scores over the validation cases."""
 
     loss: float
-    """Mean over the cases of the training loss on the whole volume; above two million voxels, on slabs of it.
+    """Mean over the cases of the training loss on the whole volume; above two million voxels, on a lattice of it.
 
     It is of the prepared grid, as in training: losses of different voxel sizes compare less well than Dice.
     """
@@ -148,35 +152,46 @@ def score_volume(
     device: torch.device,
     check_stop: CheckStop = never_stop,
 ) -> tuple[float, NDArray[np.int64]]:
-    """Return a volume's loss and counts_KK, computed on a device slab by slab, so that no further volume is made."""
+    """Return a volume's loss and counts_KK.
+
+    The counts are added slab by slab, so that no further volume is made. The loss is one for the whole extent: in a
+    slab that lacks a class, Dice loss tells no more than how sure the network is. Above two million voxels it is
+    computed of every second voxel along each axis, or every third, and so on.
+    """
     classes, length = len(logits_KXYZ), label_XYZ.shape[0]
     planes = _slab_planes(length, prod(label_XYZ.shape[1:]))
-    size_bytes = LOSS_BYTES * classes * planes * prod(label_XYZ.shape[1:])
+    size_bytes = LOSS_BYTES * classes * min(_SLAB_VOXELS, label_XYZ.size)
     device = device_with_room(size_bytes, device, what="the scores of a validation")
-    total = 0.0
     counts_KK = np.zeros((classes, classes), np.int64)
     for start in range(0, length, planes):
         check_stop()
         slab = slice(start, start + planes)
-        loss, counts = _score_slab(np.ascontiguousarray(logits_KXYZ[:, slab]), label_XYZ[slab], loss_of, device)
-        total += loss * label_XYZ[slab].shape[0]
-        counts_KK += counts
-    return total / length, counts_KK
+        counts_KK += _computed(_counts, logits_KXYZ[:, slab], label_XYZ[slab], device)
+    check_stop()
+    lattice = (slice(None, None, _lattice_step(label_XYZ.shape)),) * 3
+
+    def loss(logits_KXYZ: torch.Tensor, label_XYZ: torch.Tensor) -> float:
+        return loss_of(logits_KXYZ[None], label_XYZ[None]).item()
+
+    return _computed(loss, logits_KXYZ[(slice(None), *lattice)], label_XYZ[lattice], device), counts_KK
 
 
-def _score_slab(logits_KXYZ: NDArray, label_XYZ: NDArray, loss_of: Loss, device: torch.device) -> _Score:
-    """Return a slab's loss and counts_KK; computed on the CPU if a GPU that others use has no memory after all."""
+def _computed(
+    compute: Callable[[torch.Tensor, torch.Tensor], T],
+    logits_KXYZ: NDArray,
+    label_XYZ: NDArray,
+    device: torch.device,
+) -> T:
+    """Return what is computed on a device; on the CPU if a GPU that others use has no memory after all."""
     try:
-        logits = torch.from_numpy(logits_KXYZ).to(device)
-        label = torch.from_numpy(np.array(label_XYZ)).to(device)
-        loss = loss_of(logits[None], label[None]).item()
-        return loss, _counts(logits, label)
+        logits = torch.from_numpy(np.ascontiguousarray(logits_KXYZ)).to(device)
+        return compute(logits, torch.from_numpy(np.array(label_XYZ)).to(device))
     except torch.OutOfMemoryError:
         if device.type == "cpu":
             raise
     torch.cuda.empty_cache()
     logger.info("the scores of a validation are computed on the CPU: the GPU's memory does not suffice")
-    return _score_slab(logits_KXYZ, label_XYZ, loss_of, torch.device("cpu"))
+    return _computed(compute, logits_KXYZ, label_XYZ, torch.device("cpu"))
 
 
 def _counts(scores_KXYZ: torch.Tensor, label_XYZ: torch.Tensor) -> NDArray[np.int64]:
@@ -212,6 +227,11 @@ def _counts_on_original_grid(logits_KXYZ: NDArray, case: PreparedCase, *, check_
 
 def _slab_planes(length: int, plane_voxels: int) -> int:
     return min(length, max(1, _SLAB_VOXELS // plane_voxels))
+
+
+def _lattice_step(shape: Sequence[int]) -> int:
+    """Return the smallest step at which the voxels taken along each axis are no more than a slab's."""
+    return next(step for step in itertools.count(1) if prod(ceil(side / step) for side in shape) <= _SLAB_VOXELS)
 
 
 def class_dice(counts_KK: NDArray[np.int64]) -> list[float | None]:

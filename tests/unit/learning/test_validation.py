@@ -10,7 +10,7 @@ import pytest
 import torch
 from tinytraining import tiny_plan
 
-from automonai.domain.configuration import Configuration, Crop, Normalisation
+from automonai.domain.configuration import Configuration, Crop, LossName, Normalisation
 from automonai.domain.dataset import Case, Dataset, Layout
 from automonai.domain.fingerprint import ChannelFacts, Triple
 from automonai.domain.plan import Plan
@@ -19,6 +19,7 @@ from automonai.imaging.nifti import write_nifti
 from automonai.imaging.preprocessing import Placement, PreparedCase, prepare_case
 from automonai.imaging.reading import read_image, read_label
 from automonai.learning import inference, scoring, validation
+from automonai.learning.losses import make_loss
 from automonai.learning.precision import Precision
 from automonai.learning.predicting import LoadedMember, predict_label
 from automonai.learning.validation import Validation, class_dice, score_volume, validate, window_count
@@ -56,7 +57,7 @@ def test_a_class_that_is_only_predicted_scores_zero() -> None:
     assert dice([0, 0], [1, 1], 2) == [0.0]
 
 
-def test_a_volume_scored_in_slabs_is_scored_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_voxel_of_a_large_volume_is_counted_and_its_loss_is_of_a_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "_SLAB_VOXELS", 2 * 7 * 6)
     generator = np.random.default_rng(0)
     logits_KXYZ = generator.integers(-2, 3, (3, 9, 7, 6)).astype(np.float32)  # few values, so that many are equal
@@ -65,7 +66,39 @@ def test_a_volume_scored_in_slabs_is_scored_as_a_whole(monkeypatch: pytest.Monke
     expected = np.zeros((3, 3), np.int64)
     np.add.at(expected, (label_XYZ, logits_KXYZ.argmax(axis=0)), 1)
     np.testing.assert_array_equal(counts_KK, expected)
-    assert loss == pytest.approx(float(logits_KXYZ.mean()))
+    assert loss == pytest.approx(float(logits_KXYZ[:, ::2, ::2, ::2].mean()))  # 5 x 4 x 3 voxels
+
+
+def test_the_loss_of_a_large_volume_prefers_a_good_network_to_one_that_is_sure_and_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    label_XYZ = np.zeros((100, 8, 8), np.uint8)
+    label_XYZ[40:60] = 1
+    half_XYZ = label_XYZ.copy()
+    half_XYZ[50:] = 0
+    loss_of = make_loss(LossName.DICE)
+
+    def loss(prediction_XYZ: np.ndarray, margin: float) -> float:
+        logits_KXYZ = margin * np.stack([prediction_XYZ == 0, prediction_XYZ == 1]).astype(np.float32)
+        return score_volume(logits_KXYZ, label_XYZ, loss_of, device=CPU)[0]
+
+    whole = loss(label_XYZ, 8), loss(half_XYZ, 30)
+    monkeypatch.setattr(validation, "_SLAB_VOXELS", 5 * 8 * 8)
+    in_slabs = loss(label_XYZ, 8), loss(half_XYZ, 30)
+    assert in_slabs == pytest.approx(whole, abs=0.03)
+    assert whole[0] < 0.01 < 0.3 < whole[1]
+
+
+@pytest.mark.parametrize("name", LossName)
+def test_the_loss_of_a_volume_that_is_no_larger_than_a_slab_is_exactly_that_of_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, name: LossName
+) -> None:
+    monkeypatch.setattr(validation, "_SLAB_VOXELS", 9 * 7 * 6)
+    generator = np.random.default_rng(0)
+    logits_KXYZ = generator.normal(size=(3, 9, 7, 6)).astype(np.float32)
+    label_XYZ = generator.integers(0, 3, (9, 7, 6)).astype(np.uint8)
+    expected = make_loss(name)(torch.from_numpy(logits_KXYZ)[None], torch.from_numpy(label_XYZ)[None])
+    assert score_volume(logits_KXYZ, label_XYZ, make_loss(name), device=CPU)[0] == expected.item()
 
 
 def test_scoring_a_volume_takes_the_memory_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,26 +168,27 @@ def test_a_stop_leaves_before_the_next_window_of_a_case(monkeypatch: pytest.Monk
 
 def test_a_stop_leaves_before_the_next_slab_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "_SLAB_VOXELS", 2 * 8 * 8)
-    stop, scored = threading.Event(), list[torch.Tensor]()
+    stop, counted, count = threading.Event(), list[torch.Tensor](), validation._counts
 
-    def loss_and_stop(logits_BKXYZ: torch.Tensor, label_BXYZ: torch.Tensor) -> torch.Tensor:
+    def count_and_stop(scores_KXYZ: torch.Tensor, label_XYZ: torch.Tensor) -> np.ndarray:
         stop.set()
-        scored.append(logits_BKXYZ)
-        return logits_BKXYZ.mean()
+        counted.append(scores_KXYZ)
+        return count(scores_KXYZ, label_XYZ)
 
     def check_stop() -> None:
         if stop.is_set():
             raise StopRequestedError
 
+    monkeypatch.setattr(validation, "_counts", count_and_stop)
     with pytest.raises(StopRequestedError):
         score_volume(
             np.zeros((2, *SHAPE), np.float32),
             np.zeros(SHAPE, np.uint8),
-            loss_and_stop,
+            mean_logit,
             device=CPU,
             check_stop=check_stop,
         )
-    assert len(scored) == 1
+    assert len(counted) == 1
 
 
 def test_several_devices_give_the_scores_of_one_and_each_has_its_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
