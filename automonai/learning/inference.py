@@ -90,45 +90,6 @@ class LogitSlab:
         return LogitSlab(start, stop, self.logits[:, :, start - self.start : stop - self.start])
 
 
-def sliding_window_logits(
-    network: torch.nn.Module,
-    image: np.ndarray,
-    *,
-    plan: Plan,
-    statistics: Sequence[ChannelFacts],
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    overlap: float = 0.5,
-    flip_axes: tuple[int, ...] = (),
-    batch_windows: int | None = None,
-    background: tuple[float, ...] | None = None,
-    check_stop: CheckStop = never_stop,
-) -> np.ndarray:
-    """Predict a volume by Gaussian-weighted windows.
-
-    Args:
-        network: Maps image_BCXYZ to logits_BKXYZ; in evaluation mode, on `device`.
-        image: image_CXYZ in the file's own unit, memory-mapped or not; windows are normalised as they are read.
-        plan: Gives the patch and the normalisation.
-        statistics: Of the image's channels.
-        device: Where the network runs.
-        dtype: Of the convolutions.
-        overlap: Of neighbouring windows, as a share of the patch.
-        flip_axes: Spatial axes of the test-time flips.
-        batch_windows: Windows at once; None fits the device.
-        background: Intensity per channel of what is not worth predicting; None predicts every window.
-        check_stop: Called before every pass of windows through the network; what it raises ends the prediction.
-
-    Returns:
-        logits_KXYZ float32; backed by a temporary file if larger than 512 MiB.
-    """
-    settings = WindowSettings(device, dtype, overlap, flip_axes, batch_windows, background, check_stop)
-    logits = scratch_array((plan.network.out_channels, *image.shape[1:]), np.float32)
-    for slab in logit_slabs([network], image, plan=plan, statistics=statistics, settings=settings):
-        logits[:, slab.start : slab.stop] = slab.logits[0]
-    return logits
-
-
 @torch.inference_mode()
 def logit_slabs(
     networks: Sequence[torch.nn.Module],
@@ -164,6 +125,14 @@ def logit_slabs(
         is_last = index + 1 == len(grid.starts[0])
         planes = grid.patch[0] if is_last else grid.starts[0][index + 1] - start
         yield grid.unpadded(start, sums.finish(planes))
+
+
+def whole_logits(slabs: Iterable[LogitSlab], shape: tuple[int, ...]) -> np.ndarray:
+    """Return logits_KXYZ of that shape from the slabs of one network; file-backed if larger than 512 MiB."""
+    logits_KXYZ = scratch_array(shape, np.float32)
+    for slab in slabs:
+        logits_KXYZ[:, slab.start : slab.stop] = slab.logits[0]
+    return logits_KXYZ
 
 
 def even_slabs(slabs: Iterable[LogitSlab], planes: int) -> Iterator[LogitSlab]:

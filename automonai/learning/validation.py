@@ -12,7 +12,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, prod
@@ -27,7 +27,16 @@ from torch import nn
 from automonai.domain.plan import LOSS_BYTES, Plan
 from automonai.errors import StopRequestedError
 from automonai.imaging.preprocessing import PreparedCase, restore_probabilities
-from automonai.learning.inference import CheckStop, device_with_room, never_stop, sliding_window_logits
+from automonai.learning.inference import (
+    CheckStop,
+    LogitSlab,
+    WindowSettings,
+    device_with_room,
+    even_slabs,
+    logit_slabs,
+    never_stop,
+    whole_logits,
+)
 from automonai.learning.losses import Loss
 from automonai.learning.precision import Precision
 
@@ -78,7 +87,7 @@ def validate(
         precision: Of the forward pass.
         loss_of: Of logits and labels.
         stop: Ends the validation before the next pass of windows through the network.
-        devices: Several divide the cases among them, the precision's device being the first; each holds one volume.
+        devices: Several divide the cases among them, the precision's device being the first; each has one case at once.
 
     Raises:
         StopRequestedError: If `stop` was set before the last score.
@@ -92,21 +101,9 @@ def validate(
     @torch.no_grad()
     def score(case: PreparedCase, own: nn.Module, device: torch.device) -> _Score:
         check_stop()
-        logits_KXYZ = sliding_window_logits(
-            own,
-            case.image,
-            plan=plan,
-            statistics=case.statistics,
-            device=device,
-            dtype=precision.dtype,
-            background=case.background,
-            check_stop=check_stop,
-        )
-        assert case.label is not None
-        loss, counts_KK = score_volume(logits_KXYZ, case.label, loss_of, device=device, check_stop=check_stop)
-        if case.original_label is None:
-            return loss, counts_KK
-        return loss, _counts_on_original_grid(logits_KXYZ, case, check_stop=check_stop)
+        settings = WindowSettings(device, precision.dtype, background=case.background, check_stop=check_stop)
+        slabs = logit_slabs([own], case.image, plan=plan, statistics=case.statistics, settings=settings)
+        return _score_case(case, slabs, loss_of, classes=plan.network.out_channels, settings=settings)
 
     if len(devices) > 1:
         scores = _divided(score, cases, network, devices)
@@ -144,36 +141,51 @@ def _divided(
         return list(pool.map(score_on_a_free_device, cases))
 
 
+def _score_case(
+    case: PreparedCase, slabs: Iterable[LogitSlab], loss_of: Loss, *, classes: int, settings: WindowSettings
+) -> _Score:
+    """Score a case from its logits as they are predicted; all of them are held only if they go to another grid."""
+    assert case.label is not None
+    device, check_stop = settings.device, settings.check_stop
+    if case.original_label is None:
+        return score_volume(slabs, case.label, loss_of, classes=classes, device=device, check_stop=check_stop)
+    logits_KXYZ = whole_logits(slabs, (classes, *case.label.shape))
+    slabs = [LogitSlab(0, len(case.label), logits_KXYZ[None])]
+    loss, _ = score_volume(slabs, case.label, loss_of, classes=classes, device=device, check_stop=check_stop)
+    return loss, _counts_on_original_grid(logits_KXYZ, case, check_stop=check_stop)
+
+
 def score_volume(
-    logits_KXYZ: NDArray,
+    slabs: Iterable[LogitSlab],
     label_XYZ: NDArray,
     loss_of: Loss,
     *,
+    classes: int,
     device: torch.device,
     check_stop: CheckStop = never_stop,
-) -> tuple[float, NDArray[np.int64]]:
-    """Return a volume's loss and counts_KK.
+) -> _Score:
+    """Return a volume's loss and counts_KK from one network's logits.
 
     The counts are added slab by slab, so that no further volume is made. The loss is one for the whole extent: in a
     slab that lacks a class, Dice loss tells no more than how sure the network is. Above two million voxels it is
     computed of every second voxel along each axis, or every third, and so on.
     """
-    classes, length = len(logits_KXYZ), label_XYZ.shape[0]
-    planes = _slab_planes(length, prod(label_XYZ.shape[1:]))
-    size_bytes = LOSS_BYTES * classes * min(_SLAB_VOXELS, label_XYZ.size)
-    device = device_with_room(size_bytes, device, what="the scores of a validation")
+    shape, step = label_XYZ.shape, _lattice_step(label_XYZ.shape)
+    lattice_KXYZ = np.empty((classes, *(ceil(side / step) for side in shape)), np.float32)
     counts_KK = np.zeros((classes, classes), np.int64)
-    for start in range(0, length, planes):
+    for slab in even_slabs(slabs, _slab_planes(shape[0], prod(shape[1:]))):
         check_stop()
-        slab = slice(start, start + planes)
-        counts_KK += _computed(_counts, logits_KXYZ[:, slab], label_XYZ[slab], device)
+        logits_KXYZ = slab.logits[0]
+        counts_KK += _computed(_counts, logits_KXYZ, label_XYZ[slab.start : slab.stop], device)
+        taken = slice(ceil(slab.start / step), ceil(slab.stop / step))
+        lattice_KXYZ[:, taken] = logits_KXYZ[:, -slab.start % step :: step, ::step, ::step]
     check_stop()
-    lattice = (slice(None, None, _lattice_step(label_XYZ.shape)),) * 3
+    device = device_with_room(LOSS_BYTES * lattice_KXYZ.size, device, what="the scores of a validation")
 
     def loss(logits_KXYZ: torch.Tensor, label_XYZ: torch.Tensor) -> float:
         return loss_of(logits_KXYZ[None], label_XYZ[None]).item()
 
-    return _computed(loss, logits_KXYZ[(slice(None), *lattice)], label_XYZ[lattice], device), counts_KK
+    return _computed(loss, lattice_KXYZ, label_XYZ[::step, ::step, ::step], device), counts_KK
 
 
 def _computed(

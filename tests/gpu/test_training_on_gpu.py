@@ -24,7 +24,7 @@ from automonai.learning import inference, network
 from automonai.learning.batches import batch_source, read_ahead
 from automonai.learning.checkpoint import Progress, read_member
 from automonai.learning.forward import RecordedForward
-from automonai.learning.inference import sliding_window_logits
+from automonai.learning.inference import WindowSettings, logit_slabs, whole_logits
 from automonai.learning.loop import Trainer
 from automonai.learning.losses import make_loss
 from automonai.learning.memory import release_gpu_memory
@@ -250,8 +250,12 @@ def test_the_gpu_predicts_what_the_cpu_predicts_wherever_the_sums_are_held(
     for name, sums_share in (("cpu", 4), ("cuda", 4), ("cuda", 2**60)):
         monkeypatch.setattr(inference, "_ROOM_SHARE", sums_share)
         device = torch.device(name)
-        logits = sliding_window_logits(
-            place(member, device), case.image, plan=plan, statistics=case.statistics, device=device
+        slabs = logit_slabs(
+            [place(member, device)],
+            case.image,
+            plan=plan,
+            statistics=case.statistics,
+            settings=WindowSettings(device),
         )
-        labels.append(logits.argmax(0))
+        labels.append(whole_logits(slabs, (plan.network.out_channels, *case.image.shape[1:])).argmax(0))
     assert all((label == labels[0]).mean() > 0.999 for label in labels[1:])

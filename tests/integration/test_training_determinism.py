@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,6 +20,7 @@ from automonai.imaging.fingerprinting import fingerprint
 from automonai.imaging.phantom import write_phantom
 from automonai.learning import validation
 from automonai.learning.checkpoint import Checkpoint, read_checkpoint
+from automonai.learning.inference import LogitSlab
 from automonai.learning.metering import UNMETERED, Meter, Unmetered
 from automonai.learning.training import train_run
 from automonai.spec import ExecutionSpec, TrainingSpec
@@ -124,14 +125,14 @@ def test_a_run_that_was_stopped_within_a_validation_goes_on_with_it(
 ) -> None:
     stopped, whole = Trial(data, tmp_path), Trial(data, tmp_path)
     stop = threading.Event()
-    predict = validation.sliding_window_logits
+    predict = validation.logit_slabs
 
-    def predict_and_stop(*arguments: Any, **options: Any) -> np.ndarray:
+    def predict_and_stop(*arguments: Any, **options: Any) -> Iterator[LogitSlab]:
         stop.set()
         return predict(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(validation, "sliding_window_logits", predict_and_stop)
+        patched.setattr(validation, "logit_slabs", predict_and_stop)
         with pytest.raises(StopRequestedError, match="within a validation"):
             stopped.run(4, stop=stop)
     assert stopped.end(4).progress.curve == ()

@@ -25,7 +25,7 @@ from automonai.learning.inference import (
     logit_slabs,
     prediction_memory_bytes,
     scratch_array,
-    sliding_window_logits,
+    whole_logits,
 )
 
 CPU = torch.device("cpu")
@@ -73,6 +73,20 @@ def image(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 def normalised(raw: np.ndarray) -> np.ndarray:
     return ((raw.astype(np.float32) - FACTS.mean) / FACTS.std).astype(np.float32)
+
+
+def sliding_window_logits(
+    model: torch.nn.Module,
+    raw: np.ndarray,
+    *,
+    plan: Plan,
+    statistics: list[ChannelFacts],
+    device: torch.device,
+    **options: object,
+) -> np.ndarray:
+    settings = WindowSettings(device, **options)  # type: ignore[arg-type]
+    slabs = logit_slabs([model], raw, plan=plan, statistics=statistics, settings=settings)
+    return whole_logits(slabs, (plan.network.out_channels, *raw.shape[1:]))
 
 
 @settings(max_examples=25)

@@ -19,12 +19,14 @@ from automonai.imaging.nifti import write_nifti
 from automonai.imaging.preprocessing import Placement, PreparedCase, prepare_case
 from automonai.imaging.reading import read_image, read_label
 from automonai.learning import inference, scoring, validation
+from automonai.learning.inference import LogitSlab, WindowSettings, logit_slabs
 from automonai.learning.losses import make_loss
 from automonai.learning.precision import Precision
 from automonai.learning.predicting import LoadedMember, predict_label
 from automonai.learning.validation import Validation, class_dice, score_volume, validate, window_count
 
 SHAPE = (8, 8, 8)
+FACTS = ChannelFacts(minimum=0, maximum=1, mean=0, std=1, percentile_00_5=0, percentile_99_5=1)
 CASE = PreparedCase(
     id="a",
     image=np.zeros((1, *SHAPE), np.float32),
@@ -39,13 +41,19 @@ CASE = PreparedCase(
 CPU = torch.device("cpu")
 
 
+def whole(logits_KXYZ: np.ndarray) -> list[LogitSlab]:
+    return [LogitSlab(0, logits_KXYZ.shape[1], logits_KXYZ[None])]
+
+
 def mean_logit(logits_BKXYZ: torch.Tensor, label_BXYZ: torch.Tensor) -> torch.Tensor:
     return logits_BKXYZ.mean()
 
 
 def dice(label: list[int], prediction: list[int], classes: int) -> list[float | None]:
     logits_KXYZ = np.eye(classes, dtype=np.float32)[prediction].T.reshape(classes, 1, 1, -1)
-    _, counts_KK = score_volume(logits_KXYZ, np.array([[label]], np.uint8), mean_logit, device=CPU)
+    _, counts_KK = score_volume(
+        whole(logits_KXYZ), np.array([[label]], np.uint8), mean_logit, classes=classes, device=CPU
+    )
     return class_dice(counts_KK)
 
 
@@ -62,7 +70,7 @@ def test_every_voxel_of_a_large_volume_is_counted_and_its_loss_is_of_a_lattice(m
     generator = np.random.default_rng(0)
     logits_KXYZ = generator.integers(-2, 3, (3, 9, 7, 6)).astype(np.float32)  # few values, so that many are equal
     label_XYZ = generator.integers(0, 3, (9, 7, 6)).astype(np.uint8)
-    loss, counts_KK = score_volume(logits_KXYZ, label_XYZ, mean_logit, device=CPU)
+    loss, counts_KK = score_volume(whole(logits_KXYZ), label_XYZ, mean_logit, classes=3, device=CPU)
     expected = np.zeros((3, 3), np.int64)
     np.add.at(expected, (label_XYZ, logits_KXYZ.argmax(axis=0)), 1)
     np.testing.assert_array_equal(counts_KK, expected)
@@ -80,13 +88,13 @@ def test_the_loss_of_a_large_volume_prefers_a_good_network_to_one_that_is_sure_a
 
     def loss(prediction_XYZ: np.ndarray, margin: float) -> float:
         logits_KXYZ = margin * np.stack([prediction_XYZ == 0, prediction_XYZ == 1]).astype(np.float32)
-        return score_volume(logits_KXYZ, label_XYZ, loss_of, device=CPU)[0]
+        return score_volume(whole(logits_KXYZ), label_XYZ, loss_of, classes=2, device=CPU)[0]
 
-    whole = loss(label_XYZ, 8), loss(half_XYZ, 30)
+    at_once = loss(label_XYZ, 8), loss(half_XYZ, 30)
     monkeypatch.setattr(validation, "_SLAB_VOXELS", 5 * 8 * 8)
-    in_slabs = loss(label_XYZ, 8), loss(half_XYZ, 30)
-    assert in_slabs == pytest.approx(whole, abs=0.03)
-    assert whole[0] < 0.01 < 0.3 < whole[1]
+    of_lattice = loss(label_XYZ, 8), loss(half_XYZ, 30)
+    assert of_lattice == pytest.approx(at_once, abs=0.03)
+    assert at_once[0] < 0.01 < 0.3 < at_once[1]
 
 
 @pytest.mark.parametrize("name", LossName)
@@ -98,14 +106,14 @@ def test_the_loss_of_a_volume_that_is_no_larger_than_a_slab_is_exactly_that_of_a
     logits_KXYZ = generator.normal(size=(3, 9, 7, 6)).astype(np.float32)
     label_XYZ = generator.integers(0, 3, (9, 7, 6)).astype(np.uint8)
     expected = make_loss(name)(torch.from_numpy(logits_KXYZ)[None], torch.from_numpy(label_XYZ)[None])
-    assert score_volume(logits_KXYZ, label_XYZ, make_loss(name), device=CPU)[0] == expected.item()
+    assert score_volume(whole(logits_KXYZ), label_XYZ, make_loss(name), classes=3, device=CPU)[0] == expected.item()
 
 
 def test_scoring_a_volume_takes_the_memory_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "_SLAB_VOXELS", 2 * 32 * 32)
     logits_KXYZ, label_XYZ = np.zeros((3, 64, 32, 32), np.float32), np.zeros((64, 32, 32), np.uint8)
     tracemalloc.start()
-    score_volume(logits_KXYZ, label_XYZ, mean_logit, device=CPU)
+    score_volume(whole(logits_KXYZ), label_XYZ, mean_logit, classes=3, device=CPU)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < logits_KXYZ.nbytes / 8
@@ -115,12 +123,12 @@ def test_a_stop_leaves_before_the_next_case(monkeypatch: pytest.MonkeyPatch) -> 
     stop = threading.Event()
     predicted: list[np.ndarray] = []
 
-    def predict(_network: torch.nn.Module, image: np.ndarray, **_: object) -> np.ndarray:
+    def predict(_networks: list[torch.nn.Module], image: np.ndarray, **_: object) -> list[LogitSlab]:
         predicted.append(image)
         stop.set()
-        return np.zeros((2, *SHAPE), np.float32)
+        return whole(np.zeros((2, *SHAPE), np.float32))
 
-    monkeypatch.setattr(validation, "sliding_window_logits", predict)
+    monkeypatch.setattr(validation, "logit_slabs", predict)
     with pytest.raises(StopRequestedError):
         validate(
             torch.nn.Identity(),
@@ -150,9 +158,8 @@ class Stopping(torch.nn.Module):
 def test_a_stop_leaves_before_the_next_window_of_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "_BATCH_VOXELS", 1)
     stop, shape = threading.Event(), (8, 8, 16)
-    facts = ChannelFacts(minimum=0, maximum=1, mean=0, std=1, percentile_00_5=0, percentile_99_5=1)
     image, label = np.zeros((1, *shape), np.float32), np.zeros(shape, np.uint8)
-    case = dataclasses.replace(CASE, image=image, label=label, statistics=(facts,))
+    case = dataclasses.replace(CASE, image=image, label=label, statistics=(FACTS,))
     network = Stopping(stop)
     with pytest.raises(StopRequestedError, match="within a validation"):
         validate(
@@ -182,9 +189,10 @@ def test_a_stop_leaves_before_the_next_slab_is_scored(monkeypatch: pytest.Monkey
     monkeypatch.setattr(validation, "_counts", count_and_stop)
     with pytest.raises(StopRequestedError):
         score_volume(
-            np.zeros((2, *SHAPE), np.float32),
+            whole(np.zeros((2, *SHAPE), np.float32)),
             np.zeros(SHAPE, np.uint8),
             mean_logit,
+            classes=2,
             device=CPU,
             check_stop=check_stop,
         )
@@ -195,12 +203,12 @@ def test_several_devices_give_the_scores_of_one_and_each_has_its_own_network(mon
     devices, networks = [torch.device("cpu")] * 2, set()
     both_at_work = threading.Barrier(2)
 
-    def predict(network: torch.nn.Module, image: np.ndarray, **_: object) -> np.ndarray:
-        networks.add(network)
+    def predict(own: list[torch.nn.Module], image: np.ndarray, **_: object) -> list[LogitSlab]:
+        networks.update(own)
         both_at_work.wait(timeout=10)  # which one device alone would wait for in vain
         logits_KXYZ = np.zeros((2, *SHAPE), np.float32)
         logits_KXYZ[1].flat[: int(image.max())] = 1
-        return logits_KXYZ
+        return whole(logits_KXYZ)
 
     def scores(devices: list[torch.device]) -> Validation:
         return validate(
@@ -217,7 +225,7 @@ def test_several_devices_give_the_scores_of_one_and_each_has_its_own_network(mon
     cases = [
         dataclasses.replace(CASE, image=np.full((1, *SHAPE), size, np.float32), label=label) for size in (64, 8, 32, 16)
     ]
-    monkeypatch.setattr(validation, "sliding_window_logits", predict)
+    monkeypatch.setattr(validation, "logit_slabs", predict)
     divided = scores(devices)
     assert len(networks) == 2
     both_at_work = threading.Barrier(1)
@@ -269,6 +277,26 @@ def test_dice_is_that_of_a_prediction_on_the_original_grid(
     scores = validate(network, [prepared], plan=plan, precision=precision, loss_of=mean_logit, stop=threading.Event())
     assert scores.dice[1] == pytest.approx(scoring.dice(predicted == 1, label == 1), abs=1e-6)
     assert 0.7 < scores.dice[1] < 0.99
+
+
+def test_a_case_on_its_own_grid_is_scored_as_from_all_of_its_logits_without_holding_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(validation, "_SLAB_VOXELS", 5 * 10 * 9)
+    monkeypatch.setattr(inference, "scratch_array", None)  # whoever called it would fail
+    shape, loss_of = (21, 10, 9), make_loss(LossName.DICE_CE)
+    image = np.random.default_rng(0).normal(50, 10, (1, *shape)).astype(np.float32)
+    label = (image[0] > 55).astype(np.uint8)
+    case = dataclasses.replace(CASE, image=image, label=label, statistics=(FACTS,))
+    plan, network, settings = resampling_plan(None, Crop.NONE), Threshold(), WindowSettings(CPU)
+    slabs = logit_slabs([network], image, plan=plan, statistics=[FACTS], settings=settings)
+    logits_KXYZ = np.concatenate([slab.logits[0] for slab in slabs], axis=1)
+    precision = Precision(CPU, torch.float32)
+    scores = validate(network, [case], plan=plan, precision=precision, loss_of=loss_of, stop=threading.Event())
+    loss, counts_KK = score_volume(whole(logits_KXYZ), label, loss_of, classes=2, device=CPU)
+    assert (scores.loss, scores.dice) == (loss, {1: class_dice(counts_KK)[0]})
+    lattice = torch.from_numpy(logits_KXYZ)[:, ::2, ::2, ::2], torch.from_numpy(label)[::2, ::2, ::2]
+    assert loss == loss_of(lattice[0][None], lattice[1][None]).item()
 
 
 def test_scoring_on_the_original_grid_takes_the_memory_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
