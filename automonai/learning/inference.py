@@ -46,6 +46,9 @@ _WORKSPACE_BYTES = 64 * 2**20
 _BATCH_VOXELS = 2**17
 _BATCH_VOXELS_CUDA = 2**21
 
+_SUMS_TIMES = 3
+"""What sums take for a moment, when planes are finished."""
+
 _ROOM_SHARE = 4
 """What can lie on the CPU takes at most a quarter of a GPU's free memory: sums are there three times for a moment."""
 
@@ -170,19 +173,25 @@ def prediction_memory_bytes(shape: Sequence[int], plan: Plan, settings: WindowSe
         networks: How many share one reading.
     """
     grid = _Grid.over(shape, plan, settings.overlap)
-    sums = (networks * plan.network.out_channels + 1) * grid.patch[0] * prod(grid.padded[1:]) * 4 * 3
+    sums = grid.sum_bytes(networks, plan.network.out_channels)
     windows = min(settings.batch_size(grid.patch), len(grid.starts[1]) * len(grid.starts[2]))
-    return sums + windows * _activation_bytes(plan) + _WORKSPACE_BYTES
+    return _SUMS_TIMES * sums + windows * _activation_bytes(plan) + _WORKSPACE_BYTES
+
+
+def networks_at_once(shape: Sequence[int], plan: Plan, settings: WindowSettings, *, networks: int) -> int:
+    """Return how many of so many networks may share a reading by the memory that there is; at least one."""
+    free = usable_memory_bytes() - resident_bytes()
+    fitting = (
+        count for count in range(networks, 1, -1) if _own_memory_bytes(shape, plan, settings, networks=count) <= free
+    )
+    return next(fitting, 1)
 
 
 def device_with_room(size_bytes: int, device: torch.device, *, what: str) -> torch.device:
     """Return the device, or the CPU if so many bytes are more than a quarter of what a GPU has free."""
-    if device.type != "cuda":
+    if device.type != "cuda" or _has_room(size_bytes, device):
         return device
-    free = free_gpu_bytes(device)
-    if size_bytes <= free // _ROOM_SHARE:
-        return device
-    logger.info("%s, %d bytes, are held by the CPU: the GPU has %d free", what, size_bytes, free)
+    logger.info("%s, %d bytes, are held by the CPU: the GPU has %d free", what, size_bytes, free_gpu_bytes(device))
     return torch.device("cpu")
 
 
@@ -217,15 +226,25 @@ def _joined(slabs: Sequence[LogitSlab]) -> LogitSlab:
 
 def _refuse_what_cannot_fit(shape: Sequence[int], plan: Plan, settings: WindowSettings, *, networks: int) -> None:
     """Refuse what the machine has too little memory for in all: what others take of it now may be free later."""
-    if settings.device.type != "cpu":
-        return  # there a prediction fits itself to what it finds
-    needed = prediction_memory_bytes(shape, plan, settings, networks=networks)
+    needed = _own_memory_bytes(shape, plan, settings, networks=networks)
     taken, there = resident_bytes(), usable_memory_bytes()
     if needed + taken > there:
         raise MemoryError(
             f"predicting {' x '.join(map(str, shape))} voxels takes up to {needed} bytes ({needed / 2**30:.2f} GiB)"
             f" beside the {taken / 2**30:.2f} GiB of this process, and the machine has {there / 2**30:.2f} GiB"
         )
+
+
+def _own_memory_bytes(shape: Sequence[int], plan: Plan, settings: WindowSettings, *, networks: int) -> int:
+    """Return what a prediction takes of the machine's own memory: beside a GPU, the sums that this has no room for."""
+    if settings.device.type == "cpu":
+        return prediction_memory_bytes(shape, plan, settings, networks=networks)
+    sums = _Grid.over(shape, plan, settings.overlap).sum_bytes(networks, plan.network.out_channels)
+    return 0 if _has_room(sums, settings.device) else _SUMS_TIMES * sums
+
+
+def _has_room(size_bytes: int, gpu: torch.device) -> bool:
+    return size_bytes <= free_gpu_bytes(gpu) // _ROOM_SHARE
 
 
 def _activation_bytes(plan: Plan) -> int:
@@ -263,6 +282,10 @@ class _Grid:
         before = [(length - own) // 2 for length, own in zip(padded, shape, strict=True)]
         return cls(_triple(shape), patch, _triple(before), _triple(padded), (x, y, z), _triple(weighed))
 
+    def sum_bytes(self, networks: int, classes: int) -> int:
+        """Return what the logits of one patch's thickness take, and their weights."""
+        return (networks * classes + 1) * self.patch[0] * prod(self.padded[1:]) * 4
+
     def cut(self, position: IntTriple) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Return what of the volume lies in the window at `position`, and where in the window that is."""
         source, target = [], []
@@ -286,7 +309,7 @@ class _Sums:
 
     def __init__(self, networks: int, classes: int, grid: _Grid, device: torch.device) -> None:
         section = (grid.patch[0], *grid.padded[1:])
-        device = device_with_room((networks * classes + 1) * prod(section) * 4, device, what="the sums of a prediction")
+        device = device_with_room(grid.sum_bytes(networks, classes), device, what="the sums of a prediction")
         self._logits = torch.zeros((networks, classes, *section), device=device)
         self._weights = torch.zeros(section, device=device)
         self._importance = _importance_map(grid.weighed, device).expand(grid.patch)

@@ -30,6 +30,7 @@ from automonai.learning.inference import (
     WindowSettings,
     even_slabs,
     logit_slabs,
+    networks_at_once,
     never_stop,
     scratch_array,
 )
@@ -221,10 +222,10 @@ def probability_slabs(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield mixtures of the members' probabilities on the image's RAS grid, slab by slab along x.
 
-    An image is prepared once for all members of one spacing and crop, and read once for all of one patch and
-    normalisation. Members that agree in both, as one configuration's do, and take the image's own voxel size, give
-    their slabs as they are predicted. Else each preparation holds, on its own grid, the mixtures that it has a part
-    in: (O, K, x, y, z) float32, file-backed if large.
+    An image is prepared once for all members of one spacing and crop, and read once for as many of one patch and
+    normalisation as there is memory for. Members that agree in both, as one configuration's do, take the image's own
+    voxel size and are read for at once, give their slabs as they are predicted. Else each preparation holds, on its
+    own grid, the mixtures that it has a part in: (O, K, x, y, z) float32, file-backed if large.
 
     Args:
         members: M networks.
@@ -320,7 +321,7 @@ class _Mixing:
     def can_stream(self) -> bool:
         """Whether slabs come once, and on the image's own grid, so that none has to wait for another."""
         placement = self.prepared.placement
-        return placement.prepared_shape == placement.box_shape and len(self._readings()) == 1
+        return placement.prepared_shape == placement.box_shape and len(list(self._readings())) == 1
 
     def streamed(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield first plane and probabilities_RKXYZ on the image's grid, each slab as soon as it is predicted."""
@@ -360,8 +361,24 @@ class _Mixing:
         whole[..., y, z] = probabilities_RKXYZ
         return whole
 
-    def _readings(self) -> list[list[int]]:
-        return _groups([member.windows for member in self.members])
+    def _readings(self) -> Iterator[list[int]]:
+        """Yield members that share one reading, no more at once than there is memory for when they are asked for."""
+        for left in _groups([member.windows for member in self.members]):
+            plan = self.members[left[0]].plan
+            while left:
+                shape, settings = self.prepared.image.shape[1:], self._settings(plan)
+                count = networks_at_once(shape, plan, settings, networks=len(left))
+                yield left[:count]
+                left = left[count:]
+
+    def _settings(self, plan: Plan) -> WindowSettings:
+        return WindowSettings(
+            self.precision.device,
+            self.precision.dtype,
+            flip_axes=plan.flip_axes,
+            background=self.prepared.background,
+            check_stop=self.check_stop,
+        )
 
     def _slabs(self, chosen: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield first plane and some members' part of the mixtures, on the prepared grid; they share one reading."""
@@ -371,13 +388,7 @@ class _Mixing:
             self.prepared.image,
             plan=plan,
             statistics=self.prepared.statistics,
-            settings=WindowSettings(
-                self.precision.device,
-                self.precision.dtype,
-                flip_axes=plan.flip_axes,
-                background=self.prepared.background,
-                check_stop=self.check_stop,
-            ),
+            settings=self._settings(plan),
         )
         weights_RM = torch.from_numpy(self.weights[:, list(chosen)]).float()
         for slab in even_slabs(slabs, _PLANES):

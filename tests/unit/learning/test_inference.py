@@ -329,6 +329,18 @@ def test_the_sums_of_all_networks_share_their_weights(networks: int) -> None:
     assert held * 3 == prediction_memory_bytes(shape, plan(), settings, networks=networks) - others
 
 
+@pytest.mark.parametrize(("free_gpu_bytes", "at_once"), [(2**40, 3), (0, 2)])
+def test_sums_that_a_gpu_leaves_to_the_cpu_take_the_machines_memory(
+    monkeypatch: pytest.MonkeyPatch, free_gpu_bytes: int, at_once: int
+) -> None:
+    shape, settings = (20, 6, 4), WindowSettings(torch.device("cuda"))
+    sums_of_two = inference._Grid.over(shape, plan(), 0.5).sum_bytes(2, 3) * 3
+    monkeypatch.setattr(inference, "free_gpu_bytes", lambda _: free_gpu_bytes)
+    monkeypatch.setattr(inference, "usable_memory_bytes", lambda: 1000 + sums_of_two)
+    monkeypatch.setattr(inference, "resident_bytes", lambda: 1000)
+    assert inference.networks_at_once(shape, plan(), settings, networks=3) == at_once
+
+
 def test_what_the_machine_has_no_memory_for_is_refused_before_it_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     raw, passes, refused = image((20, 6, 4)), list[bool](), list[str]()
     needed = prediction_memory_bytes(raw.shape[1:], plan(), WindowSettings(CPU), networks=2)

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,7 @@ from automonai.domain.request import EnsembleMember, EnsembleResult, StudyData
 from automonai.errors import DatasetError
 from automonai.imaging.reading import read_image
 from automonai.learning import inference, predicting
-from automonai.learning.inference import WindowSettings, prediction_memory_bytes, scratch_array
+from automonai.learning.inference import LogitSlab, WindowSettings, logit_slabs, prediction_memory_bytes, scratch_array
 from automonai.learning.precision import Precision
 from automonai.learning.predicting import (
     LoadedMember,
@@ -256,6 +257,29 @@ def test_members_of_one_configuration_give_their_slabs_as_they_are_predicted(
     monkeypatch.setattr(predicting, "scratch_array", None)  # whoever called it would fail
     monkeypatch.setattr(predicting, "_PLANES", planes)
     np.testing.assert_allclose(whole(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("room_for", "at_once"), [(3, [3]), (2, [2, 1]), (1, [1, 1, 1])])
+def test_networks_that_do_not_fit_into_memory_together_predict_in_pieces_what_they_predict_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room_for: int, at_once: list[int]
+) -> None:
+    volume = read_image([Path(write(tmp_path / "head.nii.gz", ball()).images[0])])
+    members = [LoadedMember(plan(), Threshold(low, 7.5)) for low in (4.5, 2.5, 3.5)]
+    weights, asked = np.array([[0.5, 0.25, 0.25]]), list[int]()
+
+    def counted(networks: list[torch.nn.Module], *arguments: Any, **options: Any) -> Iterator[LogitSlab]:
+        asked.append(len(networks))
+        return logit_slabs(networks, *arguments, **options)
+
+    expected = predict_label(members, volume, case_id="head", weights=weights, precision=FLOAT32)
+    there = prediction_memory_bytes(ball().shape, plan(), WindowSettings(FLOAT32.device), networks=room_for)
+    monkeypatch.setattr(inference, "usable_memory_bytes", lambda: 1000 + there)
+    monkeypatch.setattr(inference, "resident_bytes", lambda: 1000)
+    monkeypatch.setattr(predicting, "logit_slabs", counted)
+    found = predict_label(members, volume, case_id="head", weights=weights, precision=FLOAT32)
+    assert asked == at_once
+    assert len(np.unique(expected)) == 3
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_preparation_holds_only_the_mixtures_that_it_has_a_part_in(
