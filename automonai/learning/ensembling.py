@@ -149,6 +149,37 @@ class _Work:
         return volume, read_label(dataset.label_path(case), sorted(dataset.labels), image=volume)
 
 
+@dataclass
+class _Pace:
+    """What the cases so far took: a part by each network, and the rest, as for reading, once a case."""
+
+    clock: Callable[[], float]
+    started: float
+    networks: int
+    """Of each case."""
+    cases: int = 0
+    predicting: float = 0.0
+    """Seconds of all networks."""
+
+    def timed(self, slabs: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Pass on what the networks of a case predict, and count the case and the time that they take for it."""
+        self.cases += 1
+        while True:
+            began = self.clock()
+            slab = next(slabs, None)
+            self.predicting += self.clock() - began
+            if slab is None:
+                return
+            yield slab
+
+    def end(self, counts: Sequence[int]) -> float:
+        """Return when more cases are done, each predicted by so many networks."""
+        now = self.clock()
+        by_network = self.predicting / self.cases / self.networks
+        once = (now - self.started - self.predicting) / self.cases
+        return now + sum(once + by_network * count for count in counts)
+
+
 def choose_ensemble(
     request: EnsembleRequest,
     data: StudyData,
@@ -220,13 +251,13 @@ def out_of_fold_dice(candidates: Candidates, work: _Work, *, deadline: float | N
     members = {
         fold: work.load([candidates.members[trial, fold] for trial in candidates.trials]) for fold in candidates.folds
     }
-    started = work.clock()
+    pace = _Pace(work.clock, work.clock(), len(candidates.trials))
     for number, (fold, case_id) in enumerate(planned):
         work.check_stop()
-        if number and _must_end(deadline, started, number, candidates, work):
+        if number and _must_end(deadline, pace, candidates, work):
             logger.warning("out-of-fold scoring ended early: cases=%d planned=%d", number, len(planned))
             break
-        rows = _case_dice(members[fold], case_id, mixtures, work)
+        rows = _case_dice(members[fold], case_id, mixtures, work, pace)
         plain.append(rows[0])
         largest.append(rows[1])
     return OutOfFoldDice(vectors, np.stack(plain), np.stack(largest), len(planned))
@@ -303,19 +334,16 @@ def _out_of_fold_cases(candidates: Candidates, data: StudyData) -> list[tuple[in
     return [entry for turn in turns for entry in turn if entry is not None]
 
 
-def _must_end(deadline: float | None, started: float, number: int, candidates: Candidates, work: _Work) -> bool:
-    """Whether another case and then the test with all members, as slow as the cases so far, would miss the deadline."""
+def _must_end(deadline: float | None, pace: _Pace, candidates: Candidates, work: _Work) -> bool:
+    """Whether another case and then the test with all members, at the pace so far, would miss the deadline."""
     if deadline is None:
         return False
-    now = work.clock()
-    seconds_per_network = (now - started) / number / len(candidates.trials)
     members = sum(len(candidates.of_trial(trial)) for trial in candidates.trials)
-    test = len(work.data.split.test) * members
-    return now + seconds_per_network * (len(candidates.trials) + test) > deadline
+    return pace.end([pace.networks] + [members] * len(work.data.split.test)) > deadline
 
 
 def _case_dice(
-    members: Sequence[LoadedMember], case_id: str, mixtures: np.ndarray, work: _Work
+    members: Sequence[LoadedMember], case_id: str, mixtures: np.ndarray, work: _Work, pace: _Pace
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return Dice (weight vectors, foreground classes), and the same with each class's largest component only."""
     volume, label = work.read(case_id)
@@ -324,7 +352,7 @@ def _case_dice(
     slabs = probability_slabs(
         members, volume, case_id=case_id, mixtures=singles, precision=work.precision, check_stop=work.check_stop
     )
-    for start, probabilities_OKXYZ in slabs:
+    for start, probabilities_OKXYZ in pace.timed(slabs):
         for prediction, weights in zip(maps, mixtures.astype(np.float32), strict=True):
             mixed_KXYZ = np.tensordot(weights, probabilities_OKXYZ, axes=1)
             prediction[start : start + mixed_KXYZ.shape[1]] = mixed_KXYZ.argmax(axis=0)

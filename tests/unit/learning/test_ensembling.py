@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -27,6 +29,7 @@ from automonai.learning.ensembling import (
     weight_vectors,
 )
 from automonai.learning.memory import peak_memory_bytes
+from automonai.learning.predicting import LoadedMember
 from automonai.spec import ExecutionSpec, TrainingSpec
 from automonai.storage.memory import MemoryStore
 
@@ -216,6 +219,30 @@ def test_a_deadline_ends_the_choice_after_a_case_but_not_the_test(
     assert "ended early: cases=1 planned=6" in caplog.text
     assert (result.scored_cases, result.planned_cases) == (1, 6)
     assert len(result.test) == 2
+
+
+@pytest.mark.usefixtures("read_keys")
+@pytest.mark.parametrize(
+    ("reading", "network", "deadline_seconds", "cases"),
+    [(10, 0, 80, 6), (10, 0, 79, 5), (0, 10, 200, 6), (0, 10, 199, 5), (10, 10, 280, 6), (10, 10, 279, 5)],
+)
+def test_a_deadline_counts_the_time_of_reading_once_a_case_and_that_of_a_network_for_each_one(
+    data: StudyData, monkeypatch: pytest.MonkeyPatch, reading: int, network: int, deadline_seconds: float, cases: int
+) -> None:
+    now, predict, read_label = [0.0], ensembling.probability_slabs, ensembling.read_label
+
+    def slow_slabs(members: list[LoadedMember], *arguments: Any, **options: Any) -> Iterator[tuple[int, np.ndarray]]:
+        now[0] += network * len(members)
+        yield from predict(members, *arguments, **options)
+
+    def slow_label(*arguments: Any, **options: Any) -> np.ndarray:
+        now[0] += reading
+        return read_label(*arguments, **options)
+
+    monkeypatch.setattr(ensembling, "probability_slabs", slow_slabs)
+    monkeypatch.setattr(ensembling, "read_label", slow_label)
+    result = run(data, BOTH, deadline_seconds=deadline_seconds, clock=lambda: now[0])
+    assert result.scored_cases == cases
 
 
 @pytest.mark.usefixtures("read_keys")
