@@ -91,7 +91,7 @@ def initial_spec(
     memory_bytes = machine.memory_per_run(execution.max_parallel_runs, on_gpu=is_on_gpu)
     plan, training = _fitting(standard, training, dataset=checked.dataset, fingerprint=facts, memory_bytes=memory_bytes)
     standard = plan.configuration
-    split = SplitSpec()
+    split = _split(len(checked.dataset.cases))
     make_split((case.id for case in checked.dataset.cases), test=split.test, folds=split.folds, seed=split.seed)
     steps = _steps_per_epoch(checked, split, plan.batch_size)
     step_seconds = _seconds_per_step(plan, execution, machine)
@@ -109,6 +109,13 @@ def initial_spec(
         execution=execution,
     )
     return _render(spec, _remarks(facts, machine, epoch_seconds, ladder, limit))
+
+
+def _split(cases: int) -> SplitSpec:
+    """Return the usual division, with fewer folds where there are too few cases for it."""
+    usual = SplitSpec()
+    developed = cases - max(1, round(usual.test * cases))
+    return usual.model_copy(update={"folds": max(2, min(usual.folds, developed))})
 
 
 def _with_gpu_of_torch(machine: Machine) -> Machine:

@@ -103,6 +103,11 @@ def with_gpu(gib: float) -> Machine:
     return MACHINE.model_copy(update={"gpus": (Gpu(id="0", name="A card", memory_bytes=int(gib * 2**30)),)})
 
 
+@pytest.mark.parametrize(("cases", "folds"), [(3, 2), (4, 3), (5, 4), (8, 4)])
+def test_few_cases_make_fewer_folds(checked: CheckedDataset, cases: int, folds: int) -> None:
+    assert proposed(of_shape(checked, (24, 24, 20), cases=cases), "1h").split.folds == folds
+
+
 @pytest.mark.parametrize("memory_gib", [3.0, 0.1])
 def test_a_machine_of_little_memory_gets_the_smallest_patches_or_is_told_what_is_missing(
     checked: CheckedDataset, memory_gib: float
