@@ -31,6 +31,13 @@ def _planned_search(study: Study, ended: int, now: float) -> int:
         shares.append(study.elapsed_seconds(now) / (budget.time * (1 - budget.refit_share)))
     planned = [ceil(ended / share) for share in shares if share > 0]
     if budget.iterations is not None:
-        planned.append(sum(sum(study.bracket(index).sizes) for index in range(budget.iterations)))
+        planned.append(_runs_of_brackets(study, budget.iterations))
     there = sum(1 for _ in study.search_records())
     return max(there, min(planned, default=there))
+
+
+def _runs_of_brackets(study: Study, count: int) -> int:
+    """Return the runs of so many brackets, which may be as good as endless; they repeat after one for each rung."""
+    in_turn = [sum(study.bracket(index).sizes) for index in range(len(study.rungs))]
+    rounds, rest = divmod(count, len(in_turn))
+    return rounds * sum(in_turn) + sum(in_turn[:rest])
