@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+THREADS_ALONE = "AUTOMONAI_THREADS_ALONE"
+"""Names the threads that a worker may compute on while no other one works: OMP_NUM_THREADS is one run's share."""
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 """This container's: settings of version 2, or folders of version 1."""
 

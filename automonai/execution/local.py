@@ -17,6 +17,7 @@ from automonai.domain.run import LossCause
 from automonai.errors import RunOutOfMemoryError
 from automonai.execution.executor import Notice, Report, left_without_answer, pause_before
 from automonai.execution.machine import memory_kills
+from automonai.host import THREADS_ALONE
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store, place_on_this_machine
 
@@ -212,6 +213,7 @@ class LocalExecutor:
     def _environment(self, slot: _Slot) -> dict[str, str]:
         threads = str(self._threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment[THREADS_ALONE] = str(self._threads * len(self._slots))
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot.number % len(self._gpus)]
         return environment

@@ -211,7 +211,7 @@ def choose_ensemble(
         DatasetError: If a case cannot be read any more.
     """
     started = clock()
-    limit_threads()
+    limit_threads(is_alone=True)
     reset_peak_memory()
     work = _Work(data, store, cache_folder / "members", Precision(device, dtype), stop, clock)
     candidates = Candidates.of(request.candidates)

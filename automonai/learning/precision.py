@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from automonai.errors import BadRequestError
-from automonai.host import usable_cores
+from automonai.host import THREADS_ALONE, usable_cores
 from automonai.spec import ExecutionSpec
 
 _HARDWARE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # Intel and AMD; the last is Arm's name
@@ -100,12 +100,15 @@ def refusal(execution: ExecutionSpec) -> str | None:
     return None
 
 
-def limit_threads() -> None:
+def limit_threads(*, is_alone: bool = False) -> None:
     """Let torch compute on the threads that OMP_NUM_THREADS sets aside for this process, or on no more than its cores.
 
     By itself it takes as many as the machine has, whatever a container's quota, and is throttled for it.
+
+    Args:
+        is_alone: Whether no other worker of the study computes now: then it has their threads as well.
     """
-    stated = os.environ.get("OMP_NUM_THREADS")
+    stated = (os.environ.get(THREADS_ALONE) if is_alone else None) or os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(int(stated) if stated else min(torch.get_num_threads(), usable_cores()))
 
 

@@ -9,6 +9,7 @@ from automonai.domain.run import LossCause, Run
 from automonai.execution import local
 from automonai.execution.executor import Notice
 from automonai.execution.local import LocalExecutor
+from automonai.host import THREADS_ALONE
 
 ECHO = Path(__file__).parents[2] / "contract" / "echo_worker.py"
 
@@ -75,3 +76,4 @@ def test_each_slot_gets_its_gpu_and_its_threads(tmp_path: Path) -> None:
     environments = [executor._environment(slot) for slot in executor._slots]
     assert [env["CUDA_VISIBLE_DEVICES"] for env in environments] == ["0", "1", "0"]
     assert {env["OMP_NUM_THREADS"] for env in environments} == {"4"}
+    assert {env[THREADS_ALONE] for env in environments} == {"12"}

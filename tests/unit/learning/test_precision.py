@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from automonai.errors import BadRequestError
+from automonai.host import THREADS_ALONE
 from automonai.learning import precision
 from automonai.learning.precision import (
     Precision,
@@ -45,18 +46,22 @@ def test_a_training_computes_on_as_many_gpus_as_it_may_and_sees(
     assert choose_devices(ExecutionSpec(device="cpu"), most_gpus=most_gpus) == (CPU,)
 
 
-@pytest.mark.parametrize(("stated", "threads"), [("3", 3), (None, 2)])
+@pytest.mark.parametrize(
+    ("stated", "all_stated", "is_alone", "threads"),
+    [("3", None, False, 3), (None, None, False, 2), ("3", "6", False, 3), ("3", "6", True, 6), ("3", None, True, 3)],
+)
 def test_torch_takes_the_threads_that_are_stated_or_no_more_than_the_cores(
-    monkeypatch: pytest.MonkeyPatch, stated: str | None, threads: int
+    monkeypatch: pytest.MonkeyPatch, stated: str | None, all_stated: str | None, is_alone: bool, threads: int
 ) -> None:
     taken: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     monkeypatch.setattr(precision, "usable_cores", lambda: 2)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if stated is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", stated)
-    limit_threads()
+    for name, value in (("OMP_NUM_THREADS", stated), (THREADS_ALONE, all_stated)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    limit_threads(is_alone=is_alone)
     assert taken == [threads]
 
 
