@@ -430,7 +430,7 @@ def stop_on_sigterm(*, on_interrupt: Callable[[], None] | None = None) -> Iterat
         if on_interrupt is not None:
             on_interrupt()
 
-    if on_interrupt is not None:
+    if on_interrupt is not None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background jobs
         before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield stopped

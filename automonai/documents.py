@@ -43,7 +43,7 @@ def parse_yaml(text: str | bytes, *, where: str) -> object:
     """Return what a YAML or JSON text holds; None if it is empty.
 
     Raises:
-        SpecError: If it is neither; also for what looks like a date or number that there is not, such as 2021-13-45.
+        SpecError: If it is neither, or nested or long beyond measure.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader

@@ -332,7 +332,11 @@ def test_a_training_that_ctrl_c_stopped_ends_with_130_and_says_that_its_state_is
         raise StopRequestedError("stopped after step 7; the state is saved")
 
     monkeypatch.setattr(api, "train", train)
-    assert main(["train", "data", "--configuration", "c.yaml", "--epochs", "3", "--output", "out"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert main(["train", "data", "--configuration", "c.yaml", "--epochs", "3", "--output", "out"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     told = capsys.readouterr().err
     assert "press Ctrl-C again" in told
     assert "interrupted; stopped after step 7; the state is saved, and the same command goes on" in told

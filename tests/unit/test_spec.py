@@ -138,8 +138,8 @@ def test_a_missing_file_and_one_that_is_no_text_say_so(tmp_path: Path) -> None:
         load_spec(tmp_path / "binary.yaml")
 
 
-@pytest.mark.parametrize("text", ["2021-13-45", "0b_"])
-def test_what_looks_like_a_date_or_number_that_there_is_not_is_told(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 5000])
+def test_what_python_cannot_hold_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "study.yaml").write_text(f"name: {text}")
     with pytest.raises(SpecError, match="study.yaml is neither YAML nor JSON"):
         load_spec(tmp_path / "study.yaml")

@@ -125,7 +125,7 @@ def test_a_table_says_how_long_ago_something_happened_unless_the_study_is_over()
 
 def test_a_table_tells_what_runs_from_what_waits_and_since_when() -> None:
     spec = studies.make_spec(parallel=2)
-    study = Study.replay([StudyStarted(at=0.0, spec=spec)])
+    study = Study.replay([StudyStarted(at=0.0, spec=spec), SessionStarted(at=0.0, host="here", process=1)])
     for number in (0, 1):
         trial = Trial(number=number, configuration=Configuration(), origin=Origin.RANDOM, bracket=0)
         study.apply(TrialProposed(at=0.0, trial=trial))
