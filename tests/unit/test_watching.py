@@ -11,7 +11,15 @@ from rich.live import Live
 from automonai import terminal
 from automonai.controller import Controller, run_study
 from automonai.domain.configuration import Configuration
-from automonai.domain.events import RunFinished, RunLost, RunQueued, RunStarted, StudyStarted, TrialProposed
+from automonai.domain.events import (
+    RunFinished,
+    RunLost,
+    RunQueued,
+    RunStarted,
+    SessionStarted,
+    StudyStarted,
+    TrialProposed,
+)
 from automonai.domain.run import LossCause, Origin, Run, Trial
 from automonai.domain.study import Study
 from automonai.observability import logs
