@@ -138,10 +138,8 @@ def needed_checkpoints(study: Study) -> set[str]:
     needed = {record.run.id for record in study.runs.values() if record.run.purpose is Purpose.REFIT}
     needed |= set(study.checkpoints_of_search[:3])
     for record in study.runs.values():
-        is_lost = (
-            record.result is not None and record.result.reason is FailureReason.LOST
-        )  # the next session revives it
-        if not record.state.is_final or is_lost:
+        is_lost = record.result is not None and record.result.reason is FailureReason.LOST
+        if not record.state.is_final or is_lost:  # the next session may try that again
             needed.add(record.run.id)
             if record.resume_from is not None:
                 needed.add(record.resume_from.split("/")[1])
