@@ -187,7 +187,11 @@ def _step_words(event: Event) -> str:
         case SearchEnded():
             return f"search ended: {event.why}"
         case RefitChosen():
-            return f"refit of {counted(len(event.runs), 'network')}, {event.why}"
+            return (
+                f"refit of {counted(len(event.runs), 'network')}, {event.why}"
+                if event.runs
+                else f"no refit: {event.why}"
+            )
         case EnsembleQueued():
             return f"choosing the ensemble from {counted(len(event.candidates), 'network')}"
         case EnsembleFinished():

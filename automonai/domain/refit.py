@@ -84,7 +84,7 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
         epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs(trial.number, len(order))))
         runs.append(_run(trial, fold, epochs))
     if not study.spec.refit.epochs and _is_in_vain(study, room, len(order)):
-        return RefitChosen(at=now, runs=(), why="as what is left of the time is less than the search trained its best")
+        return RefitChosen(at=now, runs=(), why="what is left of the time is less than the search trained its best")
     why = f"equal shares of the {room.seconds:.0f} s"
     why += " (the least that it gets)" if room.seconds <= LEAST_SECONDS else " that are left"
     if hedge is not None:

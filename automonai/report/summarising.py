@@ -74,7 +74,7 @@ def _refit_because(study: Study) -> str:
     if study.refit is None:
         return ""
     runs = study.refit.runs
-    return f"{counted(len(runs), 'network')}, {study.refit.why}" if runs else study.refit.why
+    return f"{counted(len(runs), 'network')}, {study.refit.why}" if runs else f"none: {study.refit.why}"
 
 
 def searched_names(study: Study) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def test_a_network_of_the_search_is_not_replaced_by_one_that_would_be_trained_le
     pace = {"training_seconds_per_epoch": 2.0, "validation_seconds": 1000.0}
     study = searched(time=600, refit_share=0.6, second=0.2, refit=RefitSpec(members=1), pace=pace)
     assert study.refit.runs == ()
-    assert study.refit.why == "as what is left of the time is less than the search trained its best"
+    assert study.refit.why == "what is left of the time is less than the search trained its best"
     assert [member.run_id for member in study.ensemble.members] == [study.incumbent[1].run_id]
 
 
