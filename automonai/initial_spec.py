@@ -15,7 +15,7 @@ from automonai.domain.configuration import Configuration
 from automonai.domain.fingerprint import Fingerprint
 from automonai.domain.ladder import Ladder, fewest_epochs, fit_ladder, results_on_one_rung
 from automonai.domain.plan import Plan, make_plan
-from automonai.domain.splitting import make_split
+from automonai.domain.splitting import make_split, test_cases
 from automonai.errors import SpecError
 from automonai.execution.machine import Gpu, Machine
 from automonai.spec import (
@@ -114,7 +114,7 @@ def initial_spec(
 def _split(cases: int) -> SplitSpec:
     """Return the usual division, with fewer folds where there are too few cases for it."""
     usual = SplitSpec()
-    developed = cases - max(1, round(usual.test * cases))
+    developed = cases - test_cases(cases, usual.test)
     return usual.model_copy(update={"folds": max(2, min(usual.folds, developed))})
 
 

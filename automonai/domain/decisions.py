@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from automonai.domain.bracket import Bracket, promoted
 from automonai.domain.refit import LEAST_SECONDS
-from automonai.domain.run import FailureReason, Purpose, Run, RunState
+from automonai.domain.run import Purpose, Run, RunState
 from automonai.domain.study import Phase, Study
 from automonai.spec import SamplerName
 
@@ -138,8 +138,7 @@ def needed_checkpoints(study: Study) -> set[str]:
     needed = {record.run.id for record in study.runs.values() if record.run.purpose is Purpose.REFIT}
     needed |= set(study.checkpoints_of_search[:3])
     for record in study.runs.values():
-        is_lost = record.result is not None and record.result.reason is FailureReason.LOST
-        if not record.state.is_final or is_lost:  # the next session may try that again
+        if not record.state.is_final or record.is_lost_for_good:
             needed.add(record.run.id)
             if record.resume_from is not None:
                 needed.add(record.resume_from.split("/")[1])

@@ -49,6 +49,11 @@ class RunRecord:
     """The losses that count against `execution.max_retries`: not those for want of room before it started."""
     result: Result | None = None
 
+    @property
+    def is_lost_for_good(self) -> bool:
+        """Whether the infrastructure lost it more often than allowed; the next session may try it again."""
+        return self.result is not None and self.result.reason is FailureReason.LOST
+
 
 @dataclass
 class Facts:
@@ -161,7 +166,7 @@ class Facts:
         That is every refit, as nothing can take its place, and in the search the last runs, on whose end nothing was
         built yet.
         """
-        lost = {run_id for run_id in self.finished if self._is_lost_for_good(run_id)}
+        lost = {run_id for run_id in self.finished if self.runs[run_id].is_lost_for_good}
         last = set(takewhile(lost.__contains__, reversed(self.finished))) if self.search_ended is None else set()
         if self.ensemble_queued is None:
             last |= {run_id for run_id in lost if self.runs[run_id].run.purpose is Purpose.REFIT}
@@ -171,10 +176,6 @@ class Facts:
             self.runs[run_id] = replace(
                 record, state=RunState.LOST, strikes=0, result=None, started_at=None, finished_at=None
             )
-
-    def _is_lost_for_good(self, run_id: str) -> bool:
-        result = self.runs[run_id].result
-        return result is not None and result.reason is FailureReason.LOST
 
     def _apply_step(self, event: Event) -> None:
         match event:

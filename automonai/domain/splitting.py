@@ -29,7 +29,7 @@ def make_split(case_ids: Iterable[str], *, test: float, folds: int, seed: int) -
     if twice:
         raise SpecError(f"split: case ids must be unique, these come more than once: {', '.join(twice)}")
     random.Random(f"split-{seed}").shuffle(ids)
-    test_count = max(1, int(len(ids) * test + 0.5)) if test > 0 else 0
+    test_count = test_cases(len(ids), test)
     rest = ids[test_count:]
     if len(rest) < folds:
         raise SpecError(
@@ -41,6 +41,11 @@ def make_split(case_ids: Iterable[str], *, test: float, folds: int, seed: int) -
         test=tuple(sorted(ids[:test_count])),
         folds=tuple(tuple(sorted(rest[fold::folds])) for fold in range(folds)),
     )
+
+
+def test_cases(cases: int, share: float) -> int:
+    """Return how many of the cases a share of them is for the test."""
+    return max(1, int(cases * share + 0.5)) if share > 0 else 0
 
 
 def parse_split(content: bytes, case_ids: Iterable[str], *, where: str) -> Split:
@@ -80,7 +85,7 @@ def _groups(where: str, document: dict[str, object]) -> tuple[list[str], list[li
 def _cases_needed(test: float, folds: int) -> int:
     """Return the smallest number of cases for which the folds get one each."""
     count = max(folds, int((folds - 0.5) / (1 - test)) - 1)
-    while count - (max(1, int(count * test + 0.5)) if test > 0 else 0) < folds:
+    while count - test_cases(count, test) < folds:
         count += 1
     return count
 

@@ -77,7 +77,7 @@ class Study(Facts):
         for run_id in reversed(self.finished):
             record = self.runs[run_id]
             is_old = record.finished_at is None or record.finished_at < self._sessions[-1][0]
-            if is_old or record.result is None or record.result.reason is not FailureReason.LOST:
+            if is_old or record.result is None or not record.is_lost_for_good:
                 break
             lost.insert(0, record.result)
         return lost
@@ -85,8 +85,7 @@ class Study(Facts):
     @property
     def lost_refits(self) -> list[Result]:
         """Return the results of the refits that were lost for good."""
-        results = (record.result for record in self.refit_records())
-        return [result for result in results if result is not None and result.reason is FailureReason.LOST]
+        return [record.result for record in self.refit_records() if record.result and record.is_lost_for_good]
 
     @property
     def open_runs(self) -> tuple[RunRecord, ...]:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from automonai.errors import StoreAccessError, StudyLockedError
+from automonai.errors import StudyLockedError
+from automonai.storage.local import unwritable
 
 ORPHANS_SECONDS = 60.0
 """How long a killed controller's workers may take to commit and leave before this counts as locked."""
@@ -45,7 +46,7 @@ def _opened(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         return os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise StoreAccessError(f"{folder}: cannot be written to ({error.strerror}); name another place") from error
+        raise unwritable(folder, error) from error
 
 
 def _acquire(descriptor: int, study: str) -> None:

@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from automonai.storage.local import UNFINISHED, exclusively
 from automonai.storage.opening import gib_from_environment
 
 logger = logging.getLogger(__name__)
 
 LIMIT_VARIABLE = "AUTOMONAI_PREPARED_CACHE_GIB"
 """Names what all prepared cases of a folder may take; where it is not set there is no bound."""
-_USERS, _LOCK, _EVICTED, _UNFINISHED = "users", "room.lock", ".evicted-", ".writing-"
+_USERS, _LOCK, _EVICTED = "users", "room.lock", ".evicted-"
 
 
 @dataclass
@@ -40,8 +41,8 @@ _notes: dict[tuple[int, Path], _Note] = {}
 @contextmanager
 def making(entry: Path) -> Iterator[Path]:
     """Hold an entry's lock, which the system takes back if this process dies; yield the folder to write it in."""
-    with _exclusively(_lock_of(entry)):
-        yield entry.with_name(f"{_UNFINISHED}{entry.name}")
+    with exclusively(_lock_of(entry)):
+        yield entry.with_name(f"{UNFINISHED}{entry.name}")
 
 
 def note_use(entry: Path) -> None:
@@ -50,7 +51,7 @@ def note_use(entry: Path) -> None:
     Raises:
         FileNotFoundError: If it is not there any more.
     """
-    with _exclusively(entry.parent / _LOCK):  # who evicts reads this note, or has taken the entry away before
+    with exclusively(entry.parent / _LOCK):  # who evicts reads this note, or has taken the entry away before
         note = _note(entry.parent)
         os.utime(entry)
         if entry.name not in note.names:
@@ -62,7 +63,7 @@ def forget_uses(cache_folder: Path) -> None:
     """Let go of all entries that this process has noted: one that serves run after run needs only the last one's."""
     note = _notes.get((os.getpid(), cache_folder))
     if note is not None:
-        with _exclusively(cache_folder / _LOCK):
+        with exclusively(cache_folder / _LOCK):
             os.ftruncate(note.descriptor, 0)
             note.names.clear()
 
@@ -93,7 +94,7 @@ def make_room(cache_folder: Path, needed_bytes: int, *, limit_bytes: int | None 
 
 def _evict_down_to(cache_folder: Path, allowed_bytes: int) -> int:
     """Take away what was used longest ago until no more than that is there; return what is there beyond it."""
-    with _exclusively(cache_folder / _LOCK):
+    with exclusively(cache_folder / _LOCK):
         sizes = {entry: _size(entry) for entry in _entries(cache_folder)}
         excess = sum(sizes.values()) - allowed_bytes
         used = _in_use(cache_folder / _USERS) if excess > 0 else set()
@@ -107,9 +108,9 @@ def _evict_down_to(cache_folder: Path, allowed_bytes: int) -> int:
 
 def _take_unfinished_away(cache_folder: Path) -> None:
     """Take away what a process began to write that does not live any more."""
-    for unfinished in cache_folder.glob(f"{_UNFINISHED}*"):
-        entry = cache_folder / unfinished.name.removeprefix(_UNFINISHED)
-        with _exclusively(_lock_of(entry), wait=False) as is_free:
+    for unfinished in cache_folder.glob(f"{UNFINISHED}*"):
+        entry = cache_folder / unfinished.name.removeprefix(UNFINISHED)
+        with exclusively(_lock_of(entry), wait=False) as is_free:
             if is_free and unfinished.is_dir():
                 _take_away(unfinished)
 
@@ -161,16 +162,3 @@ def _in_use(users: Path) -> set[str]:
 
 def _lock_of(entry: Path) -> Path:
     return entry.parent / "locks" / entry.name
-
-
-@contextmanager
-def _exclusively(lock: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock; say whether it was got, which without waiting it may not be."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as stream:
-        is_held = True
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            is_held = False
-        yield is_held

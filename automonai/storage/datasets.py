@@ -19,7 +19,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -28,7 +27,7 @@ from pydantic import ValidationError
 
 from automonai.domain.records import Record
 from automonai.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, UserError
-from automonai.storage.local import UNFINISHED, check_key, sha256_of, write_whole
+from automonai.storage.local import UNFINISHED, check_key, exclusively, sha256_of, write_whole
 from automonai.storage.opening import gib_from_environment, open_store
 from automonai.storage.store import Store
 
@@ -174,7 +173,7 @@ def fetch_dataset(location: str, *, cache_folder: Path, limit_bytes: int | None 
     if pin not in ("", entry.digest):
         raise DatasetError([f"{place}: has changed since it was checked; push what it was, or start another study"])
     while not _hold(entry.folder):  # it may be evicted between being fetched and being held
-        with _exclusively(entry.lock):
+        with exclusively(entry.lock):
             if not entry.folder.is_dir():
                 _make_room(entry, limit_bytes=limit_from_environment() if limit_bytes is None else limit_bytes)
                 _fetch(entry, store)
@@ -271,7 +270,7 @@ def _make_room(entry: _Entry, *, limit_bytes: int) -> None:
     )
     if needed_bytes > limit_bytes:
         raise UserError(f"{too_large}; set {_LIMIT} higher")
-    with _exclusively(root / ".lock"):
+    with exclusively(root / ".lock"):
         for remains in root.glob(f"{_EVICTED}*"):
             shutil.rmtree(remains, ignore_errors=True)
         others = [folder for folder in root.iterdir() if folder.is_dir() and _is_other(folder, entry)]
@@ -287,7 +286,7 @@ def _make_room(entry: _Entry, *, limit_bytes: int) -> None:
 
 def _evict(folder: Path) -> bool:
     """Remove an entry, or what was fetched of it; False if a process uses it."""
-    with _exclusively(_lock_of(folder), wait=False) as is_free:
+    with exclusively(_lock_of(folder), wait=False) as is_free:
         if is_free:
             remains = folder.with_name(f"{_EVICTED}{folder.name.lstrip('.')}")
             folder.rename(remains)  # at once for all who look, however long the deletion takes
@@ -331,22 +330,6 @@ def _hold(folder: Path) -> bool:
     os.utime(lease)
     _leases[folder] = lease
     return True
-
-
-@contextmanager
-def _exclusively(lock: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock; say whether it was got, which without waiting it may not be."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(descriptor)
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        os.close(descriptor)
 
 
 def _concurrently(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +28,32 @@ def _mode() -> int:
 _MODE = _mode()
 
 
+@contextmanager
+def exclusively(lock: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file's lock, which the system takes back if this process dies; make it and its folder if need be.
+
+    Args:
+        lock: The file.
+        wait: Whether to wait for whoever has it.
+
+    Yields:
+        Whether it was got, which without waiting it may not be.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("ab") as stream:
+        is_held = True
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            is_held = False
+        yield is_held
+
+
+def unwritable(folder: Path, error: OSError) -> StoreAccessError:
+    """Return what to say of a folder that cannot be made or written to."""
+    return StoreAccessError(f"{folder}: cannot be written to ({error.strerror}); name another place")
+
+
 def refuse_unwritable(folder: Path) -> None:
     """Refuse a folder that cannot be made or written to, before anything is computed for it.
 
@@ -37,7 +65,7 @@ def refuse_unwritable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise StoreAccessError(f"{folder}: cannot be written to ({error.strerror}); name another place") from error
+        raise unwritable(folder, error) from error
 
 
 class LocalStore:
