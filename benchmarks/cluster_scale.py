@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from automonai import api
-from automonai.domain.events import RunFinished, RunQueued, TrialProposed
+from automonai.domain.events import RunFinished, RunQueued, SearchEnded, TrialProposed
 from automonai.errors import UserError
 from automonai.storage.journal import Journal
 from automonai.storage.opening import open_store
@@ -41,7 +41,7 @@ RUNS_OF_A_CYCLE, BRACKETS_OF_A_CYCLE = 69, 4  # of HyperBand's brackets on the l
 SPEC = """
 split: {{test: 0.25, folds: 2}}
 search: {{sampler: {sampler}}}
-budget: {{iterations: {iterations}, min_epochs: 1, max_epochs: 27, eta: 3, max_seconds_per_epoch: null}}
+budget: {{{limit}, min_epochs: 1, max_epochs: 27, eta: 3, max_seconds_per_epoch: null}}
 """
 _LOOK = """
 import json, pathlib
@@ -133,7 +133,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--set", action="append", default=[], help="value of the chart")
     parser.add_argument("--namespace", default="automonai-scale")
-    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--runs", type=int, default=2000, help="of the search, in whole brackets")
+    parser.add_argument("--time", help="a time budget instead, such as 25m; all but a twentieth is the search's")
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--evict", type=float, default=0.0, help="share of the pods")
     parser.add_argument("--sampler", default="bohb")
@@ -168,13 +169,15 @@ def _store_environment(namespace: str) -> dict[str, str]:
 
 
 def _submit(options: argparse.Namespace) -> str:
-    iterations = round(options.runs / RUNS_OF_A_CYCLE * BRACKETS_OF_A_CYCLE)
+    limit = f"iterations: {round(options.runs / RUNS_OF_A_CYCLE * BRACKETS_OF_A_CYCLE)}"
+    if options.time:
+        limit = f"time: {options.time}, refit_share: 0.05"
     parameters = {
         "name": STUDY,
         "dataset": "s3://automonai/datasets/phantom",
         "parallel-runs": options.slots,
         "gpus-per-run": 1,
-        "spec": SPEC.format(iterations=iterations, sampler=options.sampler),
+        "spec": SPEC.format(limit=limit, sampler=options.sampler),
     }
     workflow = {
         "apiVersion": "argoproj.io/v1alpha1",
@@ -236,8 +239,9 @@ def _table(options: argparse.Namespace, usage: _Usage, *, requests: int | None, 
         return sum(max(0.0, min(ended[run_id], until) - at) for run_id, at in queued.items() if run_id in ended)
 
     proposed = max(event.at for event in events if isinstance(event, TrialProposed))
-    last = search[-1].at
-    shares = [f"{given_out(until) / (options.slots * (until - began)):.1%}" for until in (proposed, last)]
+    over = next(event.at for event in events if isinstance(event, SearchEnded))
+    moments = (proposed, search[-1].at, over)
+    shares = [f"{given_out(until) / (options.slots * (until - began)):.1%}" for until in moments]
     rows = [
         ("workflow", usage.phase),
         ("runs finished", len(ends)),
@@ -245,6 +249,7 @@ def _table(options: argparse.Namespace, usage: _Usage, *, requests: int | None, 
         ("time", f"{usage.seconds / 60:.1f} min"),
         ("slots given out, of the time until the last configuration was proposed", shares[0]),
         ("the same until the last promoted run was queued: the last brackets cannot fill all slots", shares[1]),
+        (f"the same until the search was over ({(over - began) / 60:.1f} min)", shares[2]),
         (
             "GPU seconds with a running pod, of those given out",
             f"{played['gpu_seconds_used'] / max(1.0, given_out(ends[-1].at)):.1%}",

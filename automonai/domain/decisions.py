@@ -87,30 +87,45 @@ class Progress:
 
     missing: int
     """Places of the first rung that no trial has taken yet."""
-    startable: tuple[Run, ...]
-    """Runs that may be queued: new trials' first ones, and promoted trials' next ones."""
+    new_runs: tuple[Run, ...]
+    """New trials' runs that may be queued."""
+    promoted_runs: tuple[Run, ...]
+    """Promoted trials' next runs that may be queued, the lowest rung's first."""
     undecided: frozenset[str]
-    """Ids of ended runs whose trial may still be promoted, or is being trained further."""
+    """Ids of ended runs whose trial may still be promoted, or has been and its next run has not ended."""
     is_over: bool
 
 
 def bracket_progress(study: Study, bracket: Bracket) -> Progress:
-    """Return where a bracket stands; a rung is decided when all its runs have ended."""
-    survivors = study.trials_of(bracket.index)
-    missing = 0 if study.exhausted else max(0, bracket.sizes[0] - len(survivors))
-    undecided: set[str] = set()
+    """Return where a bracket stands.
+
+    A trial is promoted as soon as none of its rung's runs that are still to end can take its place: who is promoted is
+    what the whole rung decides, but nobody waits for its slowest run. Of nine runs of which three are promoted, the
+    best is after the seventh, the best two are after the eighth.
+    """
+    trials = study.trials_of(bracket.index)
+    missing = to_come = 0 if study.exhausted else max(0, bracket.sizes[0] - len(trials))
+    startable, undecided, is_over = list[tuple[Run, ...]](), set[str](), True
     for rung, budget in enumerate(bracket.budgets_epochs):
-        runs = [Run(trial=trial, budget_epochs=budget) for trial in survivors]
-        ended = [run for run in runs if study.is_final(run.id)]
-        if len(ended) < len(runs) or (rung == 0 and missing):
-            startable = tuple(run for run in runs if run.id not in study.runs)
-            undecided |= {run.id for run in ended}
-            return Progress(missing=missing, startable=startable, undecided=frozenset(undecided), is_over=False)
+        runs = {trial: Run(trial=trial, budget_epochs=budget) for trial in trials}
+        startable.append(tuple(run for run in runs.values() if run.id not in study.runs))
+        losses = {trial: study.loss_of(run.id) for trial, run in runs.items() if study.is_final(run.id)}
+        to_end = len(runs) - len(losses) + to_come
+        is_over = is_over and to_end == 0
         if rung + 1 == len(bracket.sizes):
             break
-        survivors = promoted({run.trial: study.loss_of(run.id) for run in runs}, bracket.sizes[rung + 1])
-        undecided = {run.id for run in runs if run.trial in survivors}
-    return Progress(missing=0, startable=(), undecided=frozenset(), is_over=True)
+        places, above = bracket.sizes[rung + 1], bracket.budgets_epochs[rung + 1]
+        trials = promoted(losses, max(0, places - to_end))
+        to_come = places - len(trials) if to_end else 0
+        hopeful = (trial for trial in promoted(losses, places) if not study.is_final(_run_id(trial, above)))
+        undecided |= {runs[trial].id for trial in hopeful}
+    return Progress(
+        missing=missing,
+        new_runs=startable[0],
+        promoted_runs=tuple(run for runs_ in startable[1:] for run in runs_),
+        undecided=frozenset(undecided),
+        is_over=is_over,
+    )
 
 
 def next_action(study: Study, now: float) -> Action:
@@ -155,7 +170,7 @@ def _last_ended(study: Study, bracket: Bracket) -> set[str]:
     """Return the id of the last run of each of a bracket's trials that has ended."""
     last: set[str] = set()
     for trial in study.trials_of(bracket.index):
-        runs = [Run(trial=trial, budget_epochs=budget).id for budget in bracket.budgets_epochs]
+        runs = [_run_id(trial, budget) for budget in bracket.budgets_epochs]
         last |= set([run for run in runs if study.is_final(run)][-1:])
     return last
 
@@ -221,13 +236,18 @@ def _candidates(study: Study) -> Iterator[Propose | Queue]:
         progress = bracket_progress(study, bracket)
         if progress.is_over:
             study.closed_brackets.add(bracket.index)
-        yield from (Queue(run, _resume_from(study, run, bracket)) for run in progress.startable)
+        yield from (Queue(run, None) for run in progress.new_runs)
         if progress.missing:
             yield Propose(len(study.trials), bracket.index, bracket.budgets_epochs[0])
+        yield from (Queue(run, _resume_from(study, run, bracket)) for run in progress.promoted_runs)
     limit = study.spec.budget.iterations
     if not study.exhausted and (limit is None or study.brackets_opened < limit):
         bracket = study.bracket(study.brackets_opened)
         yield Propose(len(study.trials), bracket.index, bracket.budgets_epochs[0])
+
+
+def _run_id(trial: int, budget_epochs: int) -> str:
+    return Run(trial=trial, budget_epochs=budget_epochs).id
 
 
 def _open_brackets(study: Study) -> Iterator[Bracket]:
@@ -315,8 +335,8 @@ def _rung_below(study: Study, run: Run) -> int:
 
 
 def _resume_from(study: Study, run: Run, bracket: Bracket) -> str | None:
-    lower = [budget for budget in bracket.budgets_epochs if budget < run.budget_epochs]
-    if not lower or study.spec.search.promotion == "restart":
+    if study.spec.search.promotion == "restart":
         return None
-    result = study.runs[Run(trial=run.trial, budget_epochs=lower[-1]).id].result
+    below = max(budget for budget in bracket.budgets_epochs if budget < run.budget_epochs)
+    result = study.runs[_run_id(run.trial, below)].result
     return result.checkpoint if result else None
