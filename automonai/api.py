@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from automonai.controller import Controller, Watch, run_study
@@ -184,6 +184,7 @@ def search(
                         executor=executor,
                         memory_bytes=_memory_per_run(study.spec.execution),
                         watch=seen.watch,
+                        steady_clock=monotonic,
                         began=began,
                         should_stop=stopped.is_set,
                     )

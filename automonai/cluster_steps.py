@@ -402,6 +402,7 @@ def _run(
             memory_bytes=session.memory_bytes,
             devices_per_run=session.devices_per_run,
             watch=ProgressWatch(here.progress_file, seen.watch),
+            steady_clock=time.monotonic,
             should_stop=lambda: stopped() or lease.is_lost(),
             may_write=lease.is_sure,
         )

@@ -111,11 +111,16 @@ class Controller:
     devices_per_run: int = 1
     watch: Watch = field(default_factory=Unwatched)
     clock: Callable[[], float] = time.time
+    steady_clock: Callable[[], float] | None = None
+    """One that stands still while the machine sleeps and cannot be set: by it a pause is noticed. None: there is none.
+    """
     began: float | None = None
     """When this session began: the check of the dataset before it is part of the budget's time. None: now."""
     should_stop: Callable[[], bool] = lambda: False
     may_write: Callable[[], bool] = lambda: True
     """Whether nobody else can be this study's controller now; while that is not sure, nothing is done."""
+    ahead: float | None = field(default=None, init=False)
+    """By how much the clock was ahead of the steady one when they were compared last."""
 
 
 def run_study(controller: Controller) -> Study:
@@ -131,7 +136,7 @@ def run_study(controller: Controller) -> Study:
     if study.is_over:
         return study
     began = controller.clock() if controller.began is None else controller.began
-    _record(controller, SessionStarted(at=began, host=socket.gethostname(), process=os.getpid()))
+    _begin_session(controller, began)
     for record in study.open_runs:
         controller.executor.submit(_train_request(controller, record.run, record.resume_from))
     if study.ensemble_queued is not None and study.ensemble is None:
@@ -146,6 +151,22 @@ def run_study(controller: Controller) -> Study:
             time.sleep(POLL_SECONDS)
         controller.watch.on_tick(study, controller.clock())
     return study
+
+
+def _begin_session(controller: Controller, at: float) -> None:
+    _record(controller, SessionStarted(at=at, host=socket.gethostname(), process=os.getpid()))
+
+
+def _note_pause(controller: Controller) -> None:
+    """Begin anew after the machine has slept, or its clock was set: that is no time that the study has spent."""
+    if controller.steady_clock is None:
+        return
+    now, before = controller.clock(), controller.ahead
+    controller.ahead = now - controller.steady_clock()
+    pause = 0.0 if before is None else controller.ahead - before
+    if abs(pause) >= QUIET_SECONDS:
+        logger.warning("the clock went on by %.0f s without this process: they count for nothing", pause)
+        _begin_session(controller, now)
 
 
 def _note_quiet_time(controller: Controller) -> None:
@@ -247,6 +268,7 @@ def _take_notices(controller: Controller, notices: list[Notice]) -> None:
 
 
 def _take_reports(controller: Controller, reports: list[Report]) -> None:
+    _note_pause(controller)
     _take_notices(controller, controller.executor.notices())
     for report in reports:
         now = controller.clock()

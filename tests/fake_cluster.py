@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from automonai.execution.cluster_api import ClusterApi, Headers
+from automonai.execution.cluster_api import ClusterApi
 
 NAMESPACE = "test"
 KINDS = ("jobs", "pods", "leases", "workflows", "workflowtemplates")
@@ -59,7 +59,7 @@ class FakeCluster:
     def api(self) -> ClusterApi:
         import urllib3
 
-        return ClusterApi(urllib3.PoolManager(maxsize=8), f"http://127.0.0.1:{self._port}", NAMESPACE, Headers())
+        return ClusterApi(urllib3.PoolManager(maxsize=8), f"http://127.0.0.1:{self._port}", NAMESPACE, dict)
 
     def break_watches(self) -> None:
         """End every watch in mid-sentence and forget the history: resuming gets 410 Gone."""

@@ -31,7 +31,7 @@ class StudyStarted(_Event):
 
 
 class SessionStarted(_Event):
-    """A controller took the study up, for the first time or again."""
+    """A controller took the study up, for the first time or again; also after its machine has slept."""
 
     kind: Literal["session_started"] = "session_started"
     host: str

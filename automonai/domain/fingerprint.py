@@ -80,17 +80,6 @@ class Fingerprint(Record):
         x, y, z = _per_axis(median, shapes)
         return (round(x), round(y), round(z))
 
-    def case(self, case_id: str) -> CaseFacts:
-        """Return the facts of that case.
-
-        Raises:
-            KeyError: If it is not among them.
-        """
-        for case in self.cases:
-            if case.id == case_id:
-                return case
-        raise KeyError(case_id)
-
 
 def _per_axis(statistic, rows: list[Triple]) -> Triple:  # type: ignore[no-untyped-def]
     x, y, z = (float(statistic([row[axis] for row in rows])) for axis in range(3))

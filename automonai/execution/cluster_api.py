@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Items = list[JsonValue]
 M = TypeVar("M", bound=BaseModel)
+Credentials = Callable[[], dict[str, str]]
+"""Returns the headers that identify us in a request made now: tokens of a service account change by the hour."""
 
 logger = logging.getLogger(__name__)
 
@@ -118,25 +120,17 @@ class Stream:
         return WatchEvent(Change(document["type"]), self._model.model_validate(document["object"]))
 
 
-class Headers:
-    """What identifies us to the API; tokens of a service account change by the hour."""
-
-    def current(self) -> dict[str, str]:
-        """Return the headers of a request that is made now."""
-        return {}
-
-
 class ClusterApi:
     """One namespace of a cluster. Every call is one bounded request, counted; nothing is repeated here."""
 
-    def __init__(self, pool: PoolManager, host: str, namespace: str, headers: Headers) -> None:
+    def __init__(self, pool: PoolManager, host: str, namespace: str, credentials: Credentials) -> None:
         """Remember how to reach the API; see `connect`."""
         self.namespace = namespace
         self.requests = 0
         """How many requests were made."""
         self._pool = pool
         self._host = host
-        self._headers = headers
+        self._credentials = credentials
         self._lock = threading.Lock()
 
     def create_job(self, manifest: JsonObject) -> Job:
@@ -304,7 +298,7 @@ class ClusterApi:
                 method,
                 f"{self._host}{path}?{urlencode(query or {})}",
                 body=None if body is None else json.dumps(body),
-                headers={**self._headers.current(), "Content-Type": content_type, "Accept": "application/json"},
+                headers={**self._credentials(), "Content-Type": content_type, "Accept": "application/json"},
                 timeout=Timeout(connect=CONNECT_SECONDS, read=answer_seconds),
                 retries=False,
                 preload_content=False,
@@ -317,16 +311,6 @@ class ClusterApi:
             raise ClusterError(f"{method} {path}: {_refusal(response)}", status=response.status)
         finally:
             response.release_conn()
-
-
-class _Credentials(Headers):
-    def __init__(self, configuration: object) -> None:
-        self._configuration = configuration
-
-    def current(self) -> dict[str, str]:
-        settings = self._configuration.auth_settings()  # type: ignore[attr-defined]
-        token = settings.get("BearerToken")
-        return {"Authorization": str(token["value"])} if token is not None and token["value"] else {}
 
 
 def connect(namespace: str) -> ClusterApi:
@@ -350,7 +334,12 @@ def connect(namespace: str) -> ClusterApi:
     configuration.socket_options = _KEEP_ALIVE
     configuration.connection_pool_maxsize = 8
     pool = client.ApiClient(configuration).rest_client.pool_manager
-    return ClusterApi(pool, str(configuration.host).rstrip("/"), namespace, _Credentials(configuration))
+
+    def credentials() -> dict[str, str]:
+        token = configuration.auth_settings().get("BearerToken")
+        return {"Authorization": str(token["value"])} if token is not None and token["value"] else {}
+
+    return ClusterApi(pool, str(configuration.host).rstrip("/"), namespace, credentials)
 
 
 @contextmanager

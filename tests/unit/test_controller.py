@@ -407,6 +407,30 @@ def test_time_between_two_controllers_is_not_spent() -> None:
     assert len(sessions) == 2
 
 
+@pytest.mark.parametrize("hours", [8, -8], ids=["it slept", "its clock was set back"])
+def test_while_the_machine_sleeps_no_time_is_spent(hours: int) -> None:
+    paused = Bench(make_spec(parallel=2, time=3600, refit_share=0.5))
+    undisturbed = Bench(paused.spec).run()
+    slept = 0.0
+
+    def train_and_sleep_once(request: TrainRequest) -> Result:
+        nonlocal slept
+        if not slept and request.run.trial == 5:
+            slept = hours * 3600.0
+            paused.clock.now += slept
+        return train(request)
+
+    def steady() -> float:
+        return paused.clock.now - slept
+
+    study = paused.run(executor=paused.executor(train=train_and_sleep_once), steady_clock=steady)
+    assert slept
+    assert study.sessions == 2
+    assert len(study.trials) == pytest.approx(len(undisturbed.trials), rel=0.1)
+    spent = study.elapsed_seconds(study.last_event_at)
+    assert spent == pytest.approx(undisturbed.elapsed_seconds(undisturbed.last_event_at), rel=0.1)
+
+
 def test_a_study_that_is_over_stays_as_it_is() -> None:
     bench = Bench(make_spec(iterations=1))
     bench.run()
