@@ -158,23 +158,35 @@ def train_step(*, dataset: str, output: str, epochs: int, configuration: str, fo
     return 0 if result.loss is not None else 1
 
 
+_in_namespace = click.option(
+    "--namespace",
+    "-n",
+    envvar="AUTOMONAI_NAMESPACE",
+    default="automonai",
+    show_default=True,
+    help="Where the chart is installed; $AUTOMONAI_NAMESPACE says it too.",
+)
+
+
 @click.command()
 @click.argument("study", metavar=_LOCATION)
-def stop(study: str) -> None:
+@_in_namespace
+def stop(study: str, *, namespace: str) -> None:
     """End the workflow that runs a study; its results stay, and submitting it again goes on."""
     from automonai import cluster_steps
 
-    click.echo(f"asked to end: {', '.join(cluster_steps.stop(study))}")
+    click.echo(f"asked to end: {', '.join(cluster_steps.stop(study, namespace=namespace))}")
 
 
 @click.command()
 @click.argument("study")
 @click.argument("run")
-def logs(study: str, run: str) -> None:
+@_in_namespace
+def logs(study: str, run: str, *, namespace: str) -> None:
     """Print the log of a run; 'automonai runs STUDY' lists the runs."""
     from automonai import cluster_steps
 
-    click.echo(cluster_steps.logs(study, run), nl=False)
+    click.echo(cluster_steps.logs(study, run, namespace=namespace), nl=False)
 
 
 @click.group()
@@ -199,14 +211,7 @@ def render(spec: Path, *, overrides: tuple[str, ...], instance_id: str) -> None:
 @workflow.command()
 @click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Replace a setting, e.g. search.seed=8.")
-@click.option(
-    "--namespace",
-    "-n",
-    envvar="AUTOMONAI_NAMESPACE",
-    default="automonai",
-    show_default=True,
-    help="Where the chart is installed; $AUTOMONAI_NAMESPACE says it too.",
-)
+@_in_namespace
 def submit(spec: Path, *, overrides: tuple[str, ...], namespace: str) -> None:
     """Start a study on the cluster that KUBECONFIG names."""
     from automonai.execution.cluster_api import connect

@@ -266,7 +266,7 @@ def _patiently(work: Callable[[], None]) -> None:
         time.sleep(pause_seconds(failures))
 
 
-def stop(location: str, *, api: ClusterApi | None = None) -> tuple[str, ...]:
+def stop(location: str, *, namespace: str = DEFAULT_NAMESPACE, api: ClusterApi | None = None) -> tuple[str, ...]:
     """Ask for the end of the workflows that run a study or wait for it; return their names. Results are kept.
 
     Raises:
@@ -279,7 +279,7 @@ def stop(location: str, *, api: ClusterApi | None = None) -> tuple[str, ...]:
         raise UserError(
             f"{location} is on this machine: end its search by Ctrl-C where it runs; 'stop' is for s3:// studies"
         )
-    cluster = api or connect(Surroundings.from_environment().namespace)
+    cluster = api or connect(namespace)
     study = location.rstrip("/").rpartition("/")[2]
     holder = workflow_of(cluster, study)
     names = tuple(
@@ -288,13 +288,16 @@ def stop(location: str, *, api: ClusterApi | None = None) -> tuple[str, ...]:
         if workflow.metadata.name == holder or _is_for(workflow, study)
     )
     if not names:
-        raise UserError(f"{location}: no workflow in namespace {cluster.namespace} runs this study; nothing to stop")
+        raise UserError(
+            f"{location}: no workflow in namespace {cluster.namespace} runs this study, so there is nothing to stop;"
+            " --namespace names another one"
+        )
     for name in names:
         cluster.stop_workflow(name)
     return names
 
 
-def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
+def logs(location: str, run_id: str, *, namespace: str = DEFAULT_NAMESPACE, api: ClusterApi | None = None) -> str:
     """Return a run's log, readable: from its pod while it runs, from the store once it has ended.
 
     A run that was taken from one pod has the log of that in the store while another goes on with it. Where no cluster
@@ -307,7 +310,7 @@ def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
     if not re.fullmatch("[a-z0-9-]+", run_id):
         raise UserError(f"'{run_id}' is no run's id; 'automonai runs {location}' lists the runs")
     is_over = not is_remote(location) or store.exists(keys.answer(run_id))
-    found = None if is_over else _log_of_pod(location, run_id, api)
+    found = None if is_over else _log_of_pod(location, run_id, namespace=namespace, api=api)
     if found is None:
         try:
             found = store.get(keys.log(run_id)).decode(errors="replace")
@@ -319,7 +322,7 @@ def logs(location: str, run_id: str, *, api: ClusterApi | None = None) -> str:
     return _readable(found)
 
 
-def _log_of_pod(location: str, run_id: str, api: ClusterApi | None) -> str | None:
+def _log_of_pod(location: str, run_id: str, *, namespace: str, api: ClusterApi | None) -> str | None:
     """Return the log of the newest pod that has begun to work on a run; None if there is none, or no cluster."""
     from automonai.execution.cluster_api import connect
     from automonai.execution.cluster_objects import Pod
@@ -328,7 +331,7 @@ def _log_of_pod(location: str, run_id: str, api: ClusterApi | None) -> str | Non
 
     study = location.rstrip("/").rpartition("/")[2]
     try:
-        cluster = api or connect(Surroundings.from_environment().namespace)
+        cluster = api or connect(namespace)
         found = cluster.list("pods", f"{PART_OF_LABEL}={PART_OF},{STUDY_LABEL}={study},{RUN_LABEL}={run_id}").objects
         begun = {pod.metadata.uid: pod for pod in found if isinstance(pod, Pod) and has_run(pod)}
         newest = Sighting(pods=begun).newest_pod
