@@ -51,11 +51,6 @@ def configuration_words(configuration: Configuration | Mapping[str, object]) -> 
     return ", ".join(differing) or "standard"
 
 
-def epoch_words(epochs: int) -> str:
-    """Return a number of epochs, e.g. `1 epoch`, `2,700 epochs`."""
-    return f"{epochs:,} epoch{'' if epochs == 1 else 's'}"
-
-
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -78,7 +73,7 @@ def _rungs_table(study: Study) -> Table:
         states = [record.state for record in records]
         dice = [r.result.mean_dice for r in records if r.result and r.result.mean_dice is not None]
         table.add_row(
-            epoch_words(budget_epochs),
+            counted(budget_epochs, "epoch"),
             str(states.count(RunState.COMPLETE)),
             str(states.count(RunState.FAILED)),
             str(states.count(RunState.RUNNING)),
@@ -127,7 +122,7 @@ def _best_words(study: Study) -> str:
         return "no result yet"
     trial, result = study.incumbent
     score = f"loss {result.loss:.4f}" if result.mean_dice is None else f"Dice {result.mean_dice:.4f}"
-    after = epoch_words(result.curve_epochs)
+    after = counted(result.curve_epochs, "epoch")
     return f"trial {trial.number}, {score} after {after}: {configuration_words(trial.configuration)}"
 
 
@@ -140,7 +135,7 @@ def _tried_words(study: Study) -> str:
 def _spent_words(study: Study, now: float) -> str:
     limit = study.spec.budget.epochs
     of = f" of {limit:,}" if limit is not None else ""
-    epochs = f"{study.epochs_spent:,}{of} epochs" if of else epoch_words(study.epochs_spent)
+    epochs = f"{study.epochs_spent:,}{of} epochs" if of else counted(study.epochs_spent, "epoch")
     return f"{epochs} in the search, {duration(study.elapsed_seconds(now))}"
 
 
@@ -149,11 +144,21 @@ def _left_words(study: Study, now: float) -> str:
     if study.is_over:
         return "nothing"
     if budget.time is None:
-        return f"{budget.iterations} iterations in all" if budget.iterations else "until the epochs are spent"
+        return _left_of_search_words(study)
     left = max(0.0, budget.time - study.elapsed_seconds(now))
     search = max(0.0, left - budget.time * budget.refit_share)
     of_search = f", {duration(search)} of it for the search" if study.phase is Phase.SEARCH else ""
     return f"{duration(left)}{of_search}"
+
+
+def _left_of_search_words(study: Study) -> str:
+    """Return what a budget without a time has left."""
+    iterations = study.spec.budget.iterations
+    if study.phase is not Phase.SEARCH:
+        return "nothing of the search"
+    if iterations is None:
+        return "until the epochs are spent"
+    return f"{max(0, iterations - study.brackets_opened)} of {counted(iterations, 'iteration')} to begin"
 
 
 def _ensemble_words(study: Study, now: float) -> str:
@@ -178,7 +183,7 @@ def result_line(result: Result) -> str:
         return f"{result.run_id} failed after {duration(result.seconds)}: {cause}: {result.message}"
     score = f"loss {result.loss:.4f}" if result.mean_dice is None else f"Dice {result.mean_dice:.4f}"
     peak = f", {memory(result.peak_memory_bytes)}" if result.peak_memory_bytes is not None else ""
-    epochs = f", {epoch_words(result.epochs)} in {duration(result.seconds)}"
+    epochs = f", {counted(result.epochs, 'epoch')} in {duration(result.seconds)}"
     return f"{result.run_id} complete: {score}{epochs}{peak}"
 
 

@@ -206,7 +206,7 @@ def _proposal_words(event: TrialProposed) -> str:
     trial = event.trial
     origin = trial.origin.value.replace("_", " ")
     if trial.origin is Origin.MODEL and trial.model_budget_epochs is not None:
-        origin = f"model of {terminal.epoch_words(trial.model_budget_epochs)}"
+        origin = f"model of {counted(trial.model_budget_epochs, 'epoch')}"
     note = f" ({event.note})" if event.note else ""
     return f"trial {trial.number} proposed, {origin}{note}: {terminal.configuration_words(trial.configuration)}"
 

@@ -46,3 +46,20 @@ def test_a_winner_that_is_not_shown_as_the_best_says_why_it_was_taken(summary: S
     assert line.startswith(
         f"         trial {best.trial} was first in the search; trained to the end as well, it has no"
     )
+
+
+@pytest.mark.parametrize(
+    ("budget", "runs", "line"),
+    [
+        ({"iterations": 2}, 2, "left 1 of 2 iterations to begin"),
+        ({"iterations": 1}, 2, "left 0 of 1 iteration to begin"),
+        ({"epochs": 60}, 2, "left until the epochs are spent"),
+        ({"iterations": 1}, 14, "left nothing of the search"),
+    ],
+)
+def test_what_a_budget_without_a_time_has_left(budget: dict[str, int], runs: int, line: str) -> None:
+    bench = studies.Bench(studies.make_spec(**budget))
+    executor = bench.executor()
+    study = bench.run(executor=executor, should_stop=lambda: len(executor.trained) >= runs)
+    shown = terminal.rendered(terminal.study_table(study, now=bench.clock())).splitlines()
+    assert line in [" ".join(shown_line.split()) for shown_line in shown]
