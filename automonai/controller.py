@@ -214,7 +214,7 @@ def _act(controller: Controller) -> bool:
 def _propose(controller: Controller, action: Propose) -> None:
     """Ask the sampler; a configuration whose plan cannot fit is final at once."""
     proposal = controller.sampler.propose(
-        _history(controller.study), index=action.trial, budget_epochs=action.budget_epochs
+        history_of(controller.study), index=action.trial, budget_epochs=action.budget_epochs
     )
     if proposal is None:
         controller.study.exhausted = True
@@ -295,7 +295,7 @@ def _give_up_if_lost_too_often(controller: Controller, report: Report) -> None:
     _record(controller, RunFinished(at=controller.clock(), run=record.run, result=result))
 
 
-def _history(study: Study) -> History:
+def history_of(study: Study) -> History:
     """Return what a sampler may know: search runs that ended by their own doing, and what is still open."""
     observations = []
     for run_id in study.finished:

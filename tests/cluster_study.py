@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from real_cluster import DATASET, TRIALS, eventually, kubectl_json, submit, wait_for_end
 
-from automonai.domain.events import Event, RunFinished, RunLost, RunQueued, SessionStarted
-from automonai.domain.run import Purpose, Run
+from automonai.controller import history_of
+from automonai.domain.events import (
+    Event,
+    RunFinished,
+    RunLost,
+    RunQueued,
+    SessionStarted,
+    StudyStarted,
+    TrialProposed,
+)
+from automonai.domain.run import Purpose, Result, Run
 from automonai.domain.study import Study
+from automonai.search import make_sampler
 from automonai.storage import keys
 from automonai.storage.journal import Journal
 from automonai.storage.opening import open_store
 from automonai.storage.store import Store
 
 STUDY_SECONDS = 900.0
+
+
+def has_gone_on(run: Run, result: Result | None) -> bool:
+    """Whether the process that ended a new trial's run began in its middle: it made fewer steps than the run has."""
+    assert result is not None
+    assert result.steps_per_epoch is not None
+    return 0 < result.steps < run.budget_epochs * result.steps_per_epoch
+
+
+def is_proposed_by_the_journal_alone(events: Sequence[Event]) -> bool:
+    """Whether a new sampler that knows what the journal knew at each proposal would propose the same."""
+    started = events[0]
+    assert isinstance(started, StudyStarted)
+    sampler, same = make_sampler(started.spec.search), []
+    for position, event in enumerate(events):
+        if isinstance(event, TrialProposed):
+            study, trial = Study.replay(events[:position]), event.trial
+            budget = study.bracket(trial.bracket).budgets_epochs[0]
+            proposal = sampler.propose(history_of(study), index=trial.number, budget_epochs=budget)
+            same.append(proposal is not None and proposal.configuration == trial.configuration)
+    return bool(same) and all(same)
 
 
 class ClusterStudy:
@@ -124,6 +156,10 @@ class ClusterStudy:
             "members": [(member.run_id, member.weight) for member in study.ensemble.members],
             "test": [scores.dice for scores in study.ensemble.test],
         }
+
+    def went_on(self, run: Run) -> bool:
+        """Whether a new trial's run was gone on with by the process that ended it."""
+        return has_gone_on(run, Study.replay(self.events()).runs[run.id].result)
 
     def _running(self) -> set[str]:
         return {pod["metadata"]["labels"]["automonai/run"] for pod in self.pods("Running")}

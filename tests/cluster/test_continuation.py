@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cluster_study import has_gone_on
 from real_cluster import DATASET, eventually, phase, store_on_this_machine, submit, wait_for_end
 
 from automonai.cli import main
@@ -114,6 +115,9 @@ def test_no_run_is_lost_or_repeated(moved: list[Event]) -> None:
 
 def test_what_was_learnt_elsewhere_is_gone_on_with(moved: list[Event], undisturbed: list[Event]) -> None:
     assert losses(moved) == pytest.approx(losses(undisturbed), abs=1e-4)
+    results = {event.run.id: event.result for event in moved if isinstance(event, RunFinished)}
+    assert has_gone_on(FIRST, results[FIRST.id])
+    assert has_gone_on(SECOND, results[SECOND.id])
 
 
 def search_until_it_learns(spec: Path, run: Run) -> None:

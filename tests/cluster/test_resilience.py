@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster_study import ClusterStudy
+from cluster_study import ClusterStudy, is_proposed_by_the_journal_alone
 from faults import create, delete_at_once, evict, exceed_cpu_limit, fill_shared_memory, scale_minio, signal_step
 from real_cluster import (
     argo,
@@ -28,7 +28,7 @@ from real_cluster import (
 )
 
 from automonai.domain.configuration import Configuration
-from automonai.domain.events import RunFinished, SessionStarted
+from automonai.domain.events import RunFinished, SessionStarted, TrialProposed
 from automonai.domain.request import TrainRequest
 from automonai.domain.run import Purpose, Run
 from automonai.domain.study import Study
@@ -47,20 +47,21 @@ search:
   seed: 3
   space: {{depth: 2, channels: {{type: ordinal, values: [4, 8]}}, loss: {{type: categorical, values: [dice, dice_ce]}}}}
   standard: {{depth: 2, channels: 4}}
-budget: {{iterations: 1, min_epochs: {low}, max_epochs: {high}, eta: 2}}
+budget: {{iterations: {iterations}, min_epochs: {low}, max_epochs: {high}, eta: 2}}
 refit: {{epochs: 40}}
 training: {{max_patch_voxels: 4096, validation_every_epochs: 1}}
 execution: {{device: cpu, threads: 1, max_parallel_runs: 2}}
 """
-"""Two trials, one of them promoted, its two refits and the ensemble; a run takes some 20 s on an idle node."""
+"""Two trials, one of them promoted, its two refits and the ensemble; a run takes some 20 s on an idle node. A second
+iteration adds two trials on the upper rung."""
 FIRST, SECOND = Run(trial=0, budget_epochs=LOW), Run(trial=1, budget_epochs=LOW)
 PATIENT = 600
 """Epochs of runs that outlast the half minute or more in which a killed controller has no successor."""
 
 
-def planned(namespace: str, name: str, *, gpus: int = 0, low: int = LOW) -> ClusterStudy:
+def planned(namespace: str, name: str, *, gpus: int = 0, low: int = LOW, iterations: int = 1) -> ClusterStudy:
     """Give a study that is not started yet; without GPUs its runs wait for no others."""
-    return ClusterStudy(namespace, name, SPEC.format(low=low, high=2 * low), gpus=gpus)
+    return ClusterStudy(namespace, name, SPEC.format(low=low, high=2 * low, iterations=iterations), gpus=gpus)
 
 
 @pytest.fixture(scope="module")
@@ -90,27 +91,30 @@ def store(release: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_controller_killed_at_three_moments_has_successors_that_adopt_its_runs(
     release: str, undisturbed: Callable[[], dict[str, object]]
 ) -> None:
-    study = planned(release, "killed", low=PATIENT).start()
+    study = planned(release, "killed", low=PATIENT, iterations=2).start()
     study.works_on(*(Run(trial=trial, budget_epochs=PATIENT) for trial in (0, 1)))
     signal_step(signal.SIGKILL, study.controller(), release)
     study.is_taken_up(2)
     assert len(study.pods("Running")) == 2, "nothing was left to adopt"
-    study.finishes(2)  # the next rung begins
+    study.finishes(2)  # the next rung begins, and the second iteration
+    eventually(lambda: study.count(TrialProposed) >= 3, "a successor has proposed a trial")
     delete_at_once(study.controller(), release)
     study.is_taken_up(3)
-    study.finishes(3)
+    study.finishes(5)
     eventually(study.refits, "the refit has begun")
     study.works_on(*study.refits())
     evict(study.controller(), release)
     assert study.ends() == "Succeeded"
     assert study.count(SessionStarted) == 4
     assert study.losses() == {}
-    assert len(study.queued()) == len(set(study.queued())) == 5
+    assert len(study.queued()) == len(set(study.queued())) == 7
     jobs, pods = study.jobs(), study.pods()
     assert sorted(job["metadata"]["labels"]["automonai/run"] for job in jobs) == sorted([*study.queued(), "ensemble"])
     assert {job["metadata"]["labels"]["automonai/attempt"] for job in jobs} == {"0"}
     assert len(pods) == len(jobs)
-    assert study.story()["trials"] == undisturbed()["trials"]
+    assert study.story()["trials"][:2] == undisturbed()["trials"]
+    assert study.count(TrialProposed) == 4
+    assert is_proposed_by_the_journal_alone(study.events())
 
 
 @pytest.mark.usefixtures("store")
@@ -134,6 +138,8 @@ def test_pods_that_are_evicted_killed_starved_or_impossible_end_apart_and_the_st
     assert "Image" in losses.pop(promoted.id)
     assert "OOMKilled" in losses.pop(refits[0].id)
     assert losses == {}, "an eviction is made up for without a loss"
+    assert study.went_on(FIRST)
+    assert study.went_on(SECOND)
     assert study.story() == expected
 
 
@@ -159,6 +165,8 @@ def test_a_stop_frees_the_gpus_and_resubmitting_goes_on_to_the_same_end(
     assert study.start().ends() == "Succeeded"
     assert study.events()[: len(before)] == before
     assert study.losses() == {}
+    assert study.went_on(FIRST)
+    assert study.went_on(SECOND)
     assert study.story() == undisturbed()
 
 
@@ -218,7 +226,7 @@ def test_an_api_server_that_is_away_for_a_while_costs_nothing(
     assert study.ends() == "Succeeded"
     with store_on_this_machine(release, monkeypatch):
         assert study.losses() == {}
-        assert len(study.queued()) == len(set(study.queued())) == 5
+        assert len(study.queued()) == len(set(study.queued())) == 7
         assert study.story() == undisturbed()
 
 

@@ -186,6 +186,9 @@ Argo's own containers get what the Pod Security level 'restricted' asks for; the
 {{- define "automonai.podPatchYaml" -}}
 {{- $root := .root -}}
 terminationGracePeriodSeconds: {{ int .graceSeconds }}
+{{- if not (kindIs "invalid" .deadlineSeconds) }}
+activeDeadlineSeconds: {{ int .deadlineSeconds }}
+{{- end }}
 {{- /* The accounts mount none; Argo's containers report by it, and a workflow's own field only ever takes it away. */}}
 automountServiceAccountToken: true
 enableServiceLinks: false
@@ -231,6 +234,10 @@ volumes:
   - {name: cache, persistentVolumeClaim: {claimName: {{ include "automonai.cacheClaim" $root | quote }}}}
   {{- else }}
   - {name: cache, emptyDir: {sizeLimit: {{ $root.Values.cache.size | quote }}}}
+  {{- end }}
+  {{- with .scratch }}
+  - {name: tmp, emptyDir: {sizeLimit: {{ . | quote }}}}
+  - {name: home, emptyDir: {sizeLimit: {{ . | quote }}}}
   {{- end }}
   {{- with .sharedMemory }}
   - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ . | quote }}}}
@@ -285,7 +292,7 @@ the patch is JSON in a text, and what a submitter writes could else end that tex
 {{- $threads = append $threads (dict "name" . "value" (toString (int $trial.threads))) -}}
 {{- end -}}
 {{- end -}}
-{{- include "automonai.podPatch" (dict "root" . "values" $trial "threads" $threads "resources" $resources "graceSeconds" $trial.graceSeconds "sharedMemory" $trial.sharedMemory "usesCache" true) -}}
+{{- include "automonai.podPatch" (dict "root" . "values" $trial "threads" $threads "resources" $resources "graceSeconds" $trial.graceSeconds "sharedMemory" $trial.sharedMemory "scratch" $trial.scratch "deadlineSeconds" $trial.activeDeadlineSeconds "usesCache" true) -}}
 {{- end -}}
 
 {{- /*

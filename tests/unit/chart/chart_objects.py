@@ -8,7 +8,10 @@ from collections.abc import Iterator
 import yaml
 from chart_rendering import Object
 
-from automonai.execution.jobs import JobTemplate
+from automonai.domain.configuration import Configuration
+from automonai.domain.request import TrainRequest
+from automonai.domain.run import Run
+from automonai.execution.jobs import JobTemplate, StudyHandle, job_manifest
 
 
 def by_name(objects: list[Object]) -> dict[tuple[str, str], Object]:
@@ -22,6 +25,14 @@ def template_named(objects: list[Object], name: str) -> Object:
 def job_template(objects: list[Object]) -> JobTemplate:
     settings = next(d for d in objects if "job-template.yaml" in d.get("data", {}))
     return JobTemplate.model_validate(yaml.safe_load(settings["data"]["job-template.yaml"]))
+
+
+def training_job(objects: list[Object]) -> Object:
+    """Return the Job of a training that the release's settings make."""
+    request = TrainRequest(run=Run(trial=1, budget_epochs=1), configuration=Configuration(), seed=1)
+    study = StudyHandle(name="test", id="0123456789", location="s3://bucket/studies/test")
+    job: Object = job_manifest(request, job_template(objects), study=study, owner=None)
+    return job
 
 
 def template_of(objects: list[Object], workflow: str, step: str) -> Object:

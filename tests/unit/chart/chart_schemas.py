@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hera.workflows import models as argo
@@ -49,15 +50,24 @@ def unknown_fields(document: dict[str, Any]) -> list[str]:
     Raises:
         ValidationError: If a field is missing or of a wrong type.
     """
-    kind = document["kind"]
+    kind, in_patches = document["kind"], list[str]()
     if kind == "WorkflowTemplate":
         parsed = argo.WorkflowTemplate.model_validate(document)
+        in_patches = [field for template in document["spec"]["templates"] for field in _unknown_in_patch(template)]
     elif kind in OPERATOR_KINDS:
         known = {"apiVersion": {}, "kind": {}, "metadata": _META, "spec": OPERATOR_KINDS[kind]}
         return sorted(_beyond(document, known, kind))
     else:
         parsed = KINDS[kind].from_dict(document)
-    return sorted(_missing(document, parsed.model_dump(by_alias=True, exclude_none=True, mode="json"), kind))
+    kept = parsed.model_dump(by_alias=True, exclude_none=True, mode="json")
+    return sorted([*_missing(document, kept, kind), *in_patches])
+
+
+def _unknown_in_patch(template: dict[str, Any]) -> list[str]:
+    """Return the fields of a workflow's pod patch, JSON in a text, that pods do not have."""
+    if "podSpecPatch" not in template:
+        return []
+    return unknown_fields({"kind": "Pod", "metadata": {}, "spec": json.loads(template["podSpecPatch"])})
 
 
 def _beyond(value: Any, known: dict[str, Any], path: str) -> list[str]:

@@ -20,6 +20,7 @@ from chart_objects import (
     pods_with_the_cache,
     template_named,
     template_of,
+    training_job,
 )
 from chart_rendering import CHART, VALUES, Helm, Object, Render
 from chart_schemas import unknown_fields
@@ -41,7 +42,8 @@ def test_a_values_file_renders_to_its_golden_file(name: str, render: Render, is_
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_object_has_only_fields_of_its_kind(name: str, render: Render) -> None:
-    assert [field for document in render(name) for field in unknown_fields(document)] == []
+    objects = render(name)
+    assert [field for document in [*objects, training_job(objects)] for field in unknown_fields(document)] == []
 
 
 def test_a_field_that_is_unknown_missing_or_of_a_wrong_type_would_be_seen(render: Render) -> None:
@@ -55,6 +57,9 @@ def test_a_field_that_is_unknown_missing_or_of_a_wrong_type_would_be_seen(render
     assert unknown_fields(altered(study, "entry", "main")) == ["WorkflowTemplate.spec.entry"]
     with pytest.raises(ValidationError, match="templates"):
         unknown_fields(altered(study, "templates", "main"))
+    check = template_of(render("minio"), "automonai-study", "check")
+    patch = json.dumps({**json.loads(check["podSpecPatch"]), "priorityKlass": "high"})
+    assert unknown_fields(altered(study, "templates", [{**check, "podSpecPatch": patch}])) == ["Pod.spec.priorityKlass"]
 
 
 @pytest.mark.parametrize("name", NAMES)

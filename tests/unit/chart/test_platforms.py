@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import pytest
 import yaml
-from chart_objects import by_name, egress, job_template, patch_of, pods, template_named, template_of
+from chart_objects import by_name, egress, job_template, patch_of, pods, template_named, template_of, training_job
 from chart_rendering import APIS, CHART, VALUES, Helm, Object, Render
 from chart_schemas import unknown_fields
-
-from automonai.domain.configuration import Configuration
-from automonai.domain.request import TrainRequest
-from automonai.domain.run import Run
-from automonai.execution.jobs import StudyHandle, job_manifest
 
 CILIUM = "cilium.io/v2/CiliumNetworkPolicy"
 IDS = ("runAsUser", "runAsGroup", "fsGroup")
@@ -28,11 +22,8 @@ PODS = [("study", step) for step in ("check", "search", "report", "finish")] + [
 
 
 def training(objects: list[Object]) -> Object:
-    """Return the pod's spec of a training whose Job the release's settings make."""
-    request = TrainRequest(run=Run(trial=1, budget_epochs=1), configuration=Configuration(), seed=1)
-    study = StudyHandle(name="test", id="0123456789", location="s3://bucket/studies/test")
-    job: Any = job_manifest(request, job_template(objects), study=study, owner=None)
-    pod: Object = job["spec"]["template"]["spec"]
+    """Return the pod's spec of a training."""
+    pod: Object = training_job(objects)["spec"]["template"]["spec"]
     return pod
 
 
@@ -82,6 +73,19 @@ def test_a_proxy_is_that_of_argos_own_container_too(render: Render) -> None:
     for workflow, step in PODS:
         containers = {c["name"]: c for c in patch_of(objects, f"automonai-{workflow}", step)["containers"]}
         assert containers["wait"]["env"][1:] == proxies
+
+
+def test_what_bounds_a_training_bounds_those_without_a_job(render: Render) -> None:
+    objects = render("minio", "--set", "trial.scratch=5Gi", "--set", "trial.activeDeadlineSeconds=3600")
+    assert training_job(objects)["spec"]["activeDeadlineSeconds"] == 3600
+    for name in ("predict", "train"):
+        template = template_of(objects, f"automonai-{name}", name)
+        patch = patch_of(objects, f"automonai-{name}", name)
+        folders = {volume["name"] for volume in template["volumes"] if "emptyDir" in volume}
+        bounded = {v["name"]: v["emptyDir"]["sizeLimit"] for v in patch["volumes"] if v["name"] in folders}
+        assert bounded == dict.fromkeys(folders, "5Gi")
+        assert patch["activeDeadlineSeconds"] == 3600
+    assert "activeDeadlineSeconds" not in patch_of(render("minio"), "automonai-train", "train")
 
 
 def test_no_parameter_is_part_of_a_pods_patch_but_as_a_number(render: Render) -> None:
