@@ -409,7 +409,7 @@ def test_time_between_two_controllers_is_not_spent() -> None:
 
 @pytest.mark.parametrize("hours", [8, -8], ids=["it slept", "its clock was set back"])
 def test_while_the_machine_sleeps_no_time_is_spent(hours: int) -> None:
-    paused = Bench(make_spec(parallel=2, time=3600, refit_share=0.5))
+    paused = Bench(make_spec(parallel=2, time=600, refit_share=0.5))
     undisturbed = Bench(paused.spec).run()
     slept = 0.0
 
