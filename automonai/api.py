@@ -167,7 +167,7 @@ def search(
     with log_context(study=spec.name), locked(place_on_this_machine(location), study=location) as lock, shown as seen:
         store = open_store(location)
         discard_unfinished(place_on_this_machine(location))
-        journal, began = Journal(store), time()
+        journal, began, ahead = Journal(store), time(), time() - monotonic()
         study, data = begin(spec, store, journal)
         if not study.is_over:
             refuse_changed_files(data, cache_folder_of(study.spec.store))
@@ -185,6 +185,7 @@ def search(
                         memory_bytes=_memory_per_run(study.spec.execution),
                         watch=seen.watch,
                         steady_clock=monotonic,
+                        ahead=ahead,
                         began=began,
                         should_stop=stopped.is_set,
                     )

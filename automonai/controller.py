@@ -35,6 +35,7 @@ from automonai.domain.events import (
     RunStarted,
     SearchEnded,
     SessionStarted,
+    Slept,
     StudyEnded,
     TimePassed,
     TrialProposed,
@@ -112,15 +113,14 @@ class Controller:
     watch: Watch = field(default_factory=Unwatched)
     clock: Callable[[], float] = time.time
     steady_clock: Callable[[], float] | None = None
-    """One that stands still while the machine sleeps and cannot be set: by it a pause is noticed. None: there is none.
-    """
+    """One that stands still while the machine sleeps: by it that is noticed. None: there is none."""
     began: float | None = None
     """When this session began: the check of the dataset before it is part of the budget's time. None: now."""
     should_stop: Callable[[], bool] = lambda: False
     may_write: Callable[[], bool] = lambda: True
     """Whether nobody else can be this study's controller now; while that is not sure, nothing is done."""
-    ahead: float | None = field(default=None, init=False)
-    """By how much the clock was ahead of the steady one when they were compared last."""
+    ahead: float | None = None
+    """By how much the clock was ahead of the steady one when the session began, later when they were compared last."""
 
 
 def run_study(controller: Controller) -> Study:
@@ -136,7 +136,7 @@ def run_study(controller: Controller) -> Study:
     if study.is_over:
         return study
     began = controller.clock() if controller.began is None else controller.began
-    _begin_session(controller, began)
+    _record(controller, SessionStarted(at=began, host=socket.gethostname(), process=os.getpid()))
     for record in study.open_runs:
         controller.executor.submit(_train_request(controller, record.run, record.resume_from))
     if study.ensemble_queued is not None and study.ensemble is None:
@@ -153,25 +153,21 @@ def run_study(controller: Controller) -> Study:
     return study
 
 
-def _begin_session(controller: Controller, at: float) -> None:
-    _record(controller, SessionStarted(at=at, host=socket.gethostname(), process=os.getpid()))
-
-
-def _note_pause(controller: Controller) -> None:
-    """Begin anew after the machine has slept, or its clock was set: that is no time that the study has spent."""
-    if controller.steady_clock is None:
-        return
+def _now(controller: Controller) -> float:
+    """Return the time for what is about to be written down or decided; if the machine slept before, that is first."""
     now, before = controller.clock(), controller.ahead
+    if controller.steady_clock is None:
+        return now
     controller.ahead = now - controller.steady_clock()
-    pause = 0.0 if before is None else controller.ahead - before
-    if abs(pause) >= QUIET_SECONDS:
-        logger.warning("the clock went on by %.0f s without this process: they count for nothing", pause)
-        _begin_session(controller, now)
+    if before is not None and controller.ahead - before >= QUIET_SECONDS:
+        logger.warning("the machine slept for %.0f s, which count for nothing", controller.ahead - before)
+        _record(controller, Slept(at=now))
+    return now
 
 
 def _note_quiet_time(controller: Controller) -> None:
     """Write down that time has passed if nothing else told so; no news for those who look on."""
-    now = controller.clock()
+    now = _now(controller)
     if now - controller.study.last_event_at >= QUIET_SECONDS and not controller.study.is_over:
         _write_down(controller, TimePassed(at=now))
 
@@ -185,7 +181,7 @@ def _turn(controller: Controller) -> None:
 
 def _act(controller: Controller) -> bool:
     """Do the next thing; False if there is nothing to do but wait."""
-    now = controller.clock()
+    now = _now(controller)
     match next_action(controller.study, now):
         case Propose() as action:
             _propose(controller, action)
@@ -226,11 +222,11 @@ def _propose(controller: Controller, action: Propose) -> None:
         bracket=action.bracket,
         model_budget_epochs=proposal.model_budget_epochs,
     )
-    _record(controller, TrialProposed(at=controller.clock(), trial=trial, note=proposal.note))
+    _record(controller, TrialProposed(at=_now(controller), trial=trial, note=proposal.note))
     run = Run(trial=trial.number, budget_epochs=action.budget_epochs)
     refusal = _refusal(controller, trial, run)
     if refusal is not None:
-        _record(controller, RunFinished(at=controller.clock(), run=run, result=refusal))
+        _record(controller, RunFinished(at=_now(controller), run=run, result=refusal))
 
 
 def _refusal(controller: Controller, trial: Trial, run: Run) -> Result | None:
@@ -260,7 +256,7 @@ def _refusal(controller: Controller, trial: Trial, run: Run) -> Result | None:
 def _take_notices(controller: Controller, notices: list[Notice]) -> None:
     """Write down what the journal does not know yet; a predecessor may have been told of the same."""
     for notice in notices:
-        now, run_id = controller.clock(), notice.run_id
+        now, run_id = _now(controller), notice.run_id
         if notice.cause is not None and not controller.study.has_disruption(run_id, notice.why):
             _record(controller, RunDisrupted(at=now, run_id=run_id, cause=notice.cause, why=notice.why))
         elif notice.cause is None and controller.study.is_waiting(run_id):
@@ -268,10 +264,9 @@ def _take_notices(controller: Controller, notices: list[Notice]) -> None:
 
 
 def _take_reports(controller: Controller, reports: list[Report]) -> None:
-    _note_pause(controller)
     _take_notices(controller, controller.executor.notices())
     for report in reports:
-        now = controller.clock()
+        now = _now(controller)
         if report.lost is not None and report.cause is not None:
             _record(controller, RunLost(at=now, run_id=report.run_id, cause=report.cause, why=report.lost))
             _give_up_if_lost_too_often(controller, report)
@@ -292,7 +287,7 @@ def _give_up_if_lost_too_often(controller: Controller, report: Report) -> None:
         return
     message = f"lost {record.losses} times, the last time: {report.lost}"
     result = Result(run_id=report.run_id, state=RunState.FAILED, reason=FailureReason.LOST, message=message)
-    _record(controller, RunFinished(at=controller.clock(), run=record.run, result=result))
+    _record(controller, RunFinished(at=_now(controller), run=record.run, result=result))
 
 
 def history_of(study: Study) -> History:
@@ -317,7 +312,7 @@ def history_of(study: Study) -> History:
 
 
 def _train_request(controller: Controller, run: Run, resume_from: str | None) -> TrainRequest:
-    study, now = controller.study, controller.clock()
+    study, now = controller.study, _now(controller)
     is_refit = run.purpose is Purpose.REFIT
     if is_refit:
         tests = len(controller.data.split.test)
@@ -341,7 +336,7 @@ def _train_request(controller: Controller, run: Run, resume_from: str | None) ->
 
 
 def _ensemble_request(controller: Controller, candidates: tuple[str, ...]) -> EnsembleRequest:
-    study, now, members = controller.study, controller.clock(), []
+    study, now, members = controller.study, _now(controller), []
     for run_id in candidates:
         record = study.runs[run_id]
         members.append(

@@ -26,6 +26,7 @@ from automonai.domain.events import (
     RunStarted,
     SearchEnded,
     SessionStarted,
+    Slept,
     SpecChanged,
     StudyEnded,
     TrialProposed,
@@ -164,6 +165,8 @@ def event_words(event: Event, study: Study) -> str:
     match event:
         case SessionStarted():
             return f"study {study.spec.name} taken up by process {event.process} on {event.host}"
+        case Slept():
+            return "the machine slept, which counts for nothing"
         case SpecChanged():
             return "the spec's budget, execution or refit has changed"
         case TrialProposed():

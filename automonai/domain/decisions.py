@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 from automonai.domain.bracket import Bracket, promoted
 from automonai.domain.refit import LEAST_SECONDS
@@ -115,8 +116,12 @@ def bracket_progress(study: Study, bracket: Bracket) -> Progress:
         if rung + 1 == len(bracket.sizes):
             break
         places, above = bracket.sizes[rung + 1], bracket.budgets_epochs[rung + 1]
-        trials = promoted(losses, max(0, places - to_end))
-        to_come = places - len(trials) if to_end else 0
+        certain = promoted(losses, max(0, places - to_end))
+        # A lost run that is taken up again makes uncertain what was decided: who has gone on stays.
+        gone_on = tuple(trial for trial in losses if trial not in certain and _run_id(trial, above) in study.runs)
+        trials = (*certain, *gone_on)
+        fit = sum(isfinite(loss) for loss in losses.values()) + to_end
+        to_come = max(0, min(places, fit) - len(trials)) if to_end else 0
         hopeful = (trial for trial in promoted(losses, places) if not study.is_final(_run_id(trial, above)))
         undecided |= {runs[trial].id for trial in hopeful}
     return Progress(

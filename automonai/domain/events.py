@@ -31,7 +31,7 @@ class StudyStarted(_Event):
 
 
 class SessionStarted(_Event):
-    """A controller took the study up, for the first time or again; also after its machine has slept."""
+    """A controller took the study up, for the first time or again."""
 
     kind: Literal["session_started"] = "session_started"
     host: str
@@ -44,6 +44,12 @@ class TimePassed(_Event):
     """A controller was at work until now, which a budget's time has to know: told where nothing else happens."""
 
     kind: Literal["time_passed"] = "time_passed"
+
+
+class Slept(_Event):
+    """The controller's machine slept: since the event before this one no time was spent."""
+
+    kind: Literal["slept"] = "slept"
 
 
 class SpecChanged(_Event):
@@ -156,6 +162,7 @@ Event = Annotated[
     StudyStarted
     | SessionStarted
     | TimePassed
+    | Slept
     | SpecChanged
     | TrialProposed
     | RunQueued

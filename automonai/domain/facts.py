@@ -20,6 +20,7 @@ from automonai.domain.events import (
     RunStarted,
     SearchEnded,
     SessionStarted,
+    Slept,
     SpecChanged,
     StudyEnded,
     StudyStarted,
@@ -98,7 +99,11 @@ class Facts:
     """Ended runs whose checkpoints are known to be deleted; deleting again would do no harm."""
     closed_brackets: set[int] = field(default_factory=set)
     """Brackets that `decisions` found to have ended; only spares looking at them again."""
-    _sessions: list[tuple[float, float]] = field(default_factory=list)
+    sessions: int = 0
+    """How many controllers have taken the study up."""
+    session_began: float = 0.0
+    _stretches: list[tuple[float, float]] = field(default_factory=list)
+    """Begin and last event of each time in which a controller was at work, its machine awake."""
     _disruptions: set[tuple[str, str]] = field(default_factory=set)
     """Run id and words of each."""
     _trials_of: dict[int, list[int]] = field(default_factory=dict)
@@ -128,9 +133,11 @@ class Facts:
         """Take one event into account."""
         if isinstance(event, SessionStarted):
             self._begin_session(event.at)
-        elif self._sessions:
-            began, last = self._sessions[-1]
-            self._sessions[-1] = (began, max(last, event.at))  # a clock may be set back
+        elif isinstance(event, Slept):
+            self._begin_stretch(event.at)
+        elif self._stretches:
+            began, last = self._stretches[-1]
+            self._stretches[-1] = (began, max(last, event.at))  # a clock may be set back
         match event:
             case SpecChanged():
                 self.spec = event.spec
@@ -146,14 +153,18 @@ class Facts:
 
     def elapsed_at(self, at: float) -> float:
         """Return the time that had been spent at a past moment."""
-        return sum(max(0.0, min(end, at) - begin) for begin, end in self._sessions if begin <= at)
+        return sum(max(0.0, min(end, at) - begin) for begin, end in self._stretches if begin <= at)
 
     def _begin_session(self, at: float) -> None:
-        """Begin anew where the last session ended: a night between them is no time that runs took."""
-        pause = max(0.0, at - self._sessions[-1][1]) if self._sessions else 0.0
-        self._sessions.append((at, at))
+        self.sessions, self.session_began = self.sessions + 1, at
         self.ensemble_strikes = 0
         self._revive_lost()
+        self._begin_stretch(at)
+
+    def _begin_stretch(self, at: float) -> None:
+        """Go on where the last stretch ended: a night between them is no time that runs took."""
+        pause = max(0.0, at - self._stretches[-1][1]) if self._stretches else 0.0
+        self._stretches.append((at, at))
         if self.ensemble_started_at is not None:
             self.ensemble_started_at += pause
         for run_id, record in self.runs.items():

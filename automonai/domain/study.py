@@ -76,7 +76,7 @@ class Study(Facts):
         lost: list[Result] = []
         for run_id in reversed(self.finished):
             record = self.runs[run_id]
-            is_old = record.finished_at is None or record.finished_at < self._sessions[-1][0]
+            is_old = record.finished_at is None or record.finished_at < self.session_began
             if is_old or record.result is None or not record.is_lost_for_good:
                 break
             lost.insert(0, record.result)
@@ -98,11 +98,6 @@ class Study(Facts):
         if run_id == ENSEMBLE_RUN_ID:
             return self.ensemble_queued is not None and self.ensemble_started_at is None
         return self.runs[run_id].state is RunState.QUEUED
-
-    @property
-    def sessions(self) -> int:
-        """Return how many controllers have taken the study up."""
-        return len(self._sessions)
 
     @property
     def epochs_spent(self) -> int:
@@ -140,15 +135,15 @@ class Study(Facts):
 
         Time between a controller's death and its successor's start does not count.
         """
-        if not self._sessions:
+        if not self._stretches:
             return 0.0
-        *past, (start, last) = self._sessions
+        *past, (start, last) = self._stretches
         return sum(end - begin for begin, end in past) + max(now, last) - start
 
     @property
     def last_event_at(self) -> float:
         """Return when the journal's last event happened."""
-        return self._sessions[-1][1] if self._sessions else self.started_at
+        return self._stretches[-1][1] if self._stretches else self.started_at
 
     def seconds_per_epoch(self, trial: int | None = None) -> float | None:
         """Return a trial's measured time per epoch, or the median over all trials for one that has none."""

@@ -407,25 +407,37 @@ def test_time_between_two_controllers_is_not_spent() -> None:
     assert len(sessions) == 2
 
 
-@pytest.mark.parametrize("hours", [8, -8], ids=["it slept", "its clock was set back"])
-def test_while_the_machine_sleeps_no_time_is_spent(hours: int) -> None:
-    paused = Bench(make_spec(parallel=2, time=600, refit_share=0.5))
-    undisturbed = Bench(paused.spec).run()
+@pytest.mark.parametrize("during", ["run", "proposal", "check"])
+def test_while_the_machine_sleeps_no_time_is_spent(during: str) -> None:
+    bench = Bench(make_spec(parallel=2, time=600, refit_share=0.5))
+    undisturbed = Bench(bench.spec).run()
     slept = 0.0
 
-    def train_and_sleep_once(request: TrainRequest) -> Result:
+    def sleep() -> None:
         nonlocal slept
-        if not slept and request.run.trial == 5:
-            slept = hours * 3600.0
-            paused.clock.now += slept
+        if not slept:
+            slept = 8 * 3600.0
+            bench.clock.now += slept
+
+    def train_and_sleep(request: TrainRequest) -> Result:
+        if during == "run" and request.run.trial == 5:
+            sleep()
         return train(request)
 
-    def steady() -> float:
-        return paused.clock.now - slept
+    class SleepySampler(SeededSampler):
+        def propose(self, history: History, *, index: int, budget_epochs: int) -> Proposal:
+            if during == "proposal" and index == 5:
+                sleep()
+            return super().propose(history, index=index, budget_epochs=budget_epochs)
 
-    study = paused.run(executor=paused.executor(train=train_and_sleep_once), steady_clock=steady)
+    bench.sampler, began = SleepySampler(), bench.clock.now
+    executor = bench.executor(train=train_and_sleep)
+    if during == "check":
+        sleep()
+    study = bench.run(executor=executor, steady_clock=lambda: bench.clock.now - slept, began=began, ahead=0.0)
     assert slept
-    assert study.sessions == 2
+    assert [event.kind for event in Journal(bench.store).read()].count("slept") == 1
+    assert study.sessions == 1
     assert len(study.trials) == pytest.approx(len(undisturbed.trials), rel=0.1)
     spent = study.elapsed_seconds(study.last_event_at)
     assert spent == pytest.approx(undisturbed.elapsed_seconds(undisturbed.last_event_at), rel=0.1)

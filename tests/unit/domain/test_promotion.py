@@ -68,6 +68,41 @@ def test_a_place_that_no_trial_has_taken_yet_may_still_be_the_best() -> None:
     assert progress.undecided == {Run(trial=number, budget_epochs=1).id for number in range(3)}
 
 
+def test_where_most_have_failed_no_more_are_waited_for_than_can_still_come() -> None:
+    study = new_study(27, max_epochs=27)
+    for number in range(27):
+        start(study, Run(trial=number, budget_epochs=1))
+        if number < 26:
+            end(study, Run(trial=number, budget_epochs=1), number / 10 if number < 2 else float("inf"))
+    for run in progress_of(study).promoted_runs:
+        start(study, run)
+        end(study, run, run.trial / 10)
+    assert progress_of(study).promoted_runs == (Run(trial=0, budget_epochs=9), Run(trial=1, budget_epochs=9))
+
+
+def test_who_has_gone_on_keeps_a_checkpoint_although_a_lost_run_is_taken_up_again() -> None:
+    study = new_study(9, max_epochs=9)
+    for number in range(9):
+        start(study, Run(trial=number, budget_epochs=1))
+        if number < 8:
+            end(study, Run(trial=number, budget_epochs=1), number / 10)
+    lost = Run(trial=8, budget_epochs=1)
+    result = Result(run_id=lost.id, state=RunState.FAILED, reason=FailureReason.LOST)
+    study.apply(RunFinished(at=1.0, run=lost, result=result))
+    for run in progress_of(study).promoted_runs:
+        start(study, run)
+    study.apply(SessionStarted(at=2.0, host="here", process=2))
+    assert study.runs[lost.id].state is RunState.LOST
+    third = Run(trial=2, budget_epochs=3)
+    end(study, third, 0.05)
+    assert third.id in progress_of(study).undecided
+    start(study, lost)
+    end(study, lost, 0.9)
+    for number in (0, 1):
+        end(study, Run(trial=number, budget_epochs=3), 0.5)
+    assert progress_of(study).promoted_runs == (Run(trial=2, budget_epochs=9),)
+
+
 @given(
     seed=st.integers(0, 2**32),
     max_epochs=st.sampled_from([3, 9, 27]),
