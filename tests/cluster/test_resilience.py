@@ -165,7 +165,6 @@ def test_a_stop_frees_the_gpus_and_resubmitting_goes_on_to_the_same_end(
     assert study.start().ends() == "Succeeded"
     assert study.events()[: len(before)] == before
     assert study.losses() == {}
-    assert all(study.went_on(run) for run in (FIRST, SECOND) if run.id not in Study.replay(before).finished)
     assert study.story() == undisturbed()
 
 
