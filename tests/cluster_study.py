@@ -34,7 +34,7 @@ def has_gone_on(run: Run, result: Result | None) -> bool:
     """Whether the process that ended a new trial's run began in its middle: it made fewer steps than the run has."""
     assert result is not None
     assert result.steps_per_epoch is not None
-    return 0 < result.steps < run.budget_epochs * result.steps_per_epoch
+    return result.steps < run.budget_epochs * result.steps_per_epoch
 
 
 def is_proposed_by_the_journal_alone(events: Sequence[Event]) -> bool:
