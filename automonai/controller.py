@@ -160,15 +160,16 @@ def _now(controller: Controller) -> float:
         return now
     controller.ahead = now - controller.steady_clock()
     if before is not None and controller.ahead - before >= QUIET_SECONDS:
-        logger.warning("the machine slept for %.0f s, which count for nothing", controller.ahead - before)
         _record(controller, Slept(at=now))
     return now
 
 
 def _note_quiet_time(controller: Controller) -> None:
     """Write down that time has passed if nothing else told so; no news for those who look on."""
+    if controller.study.is_over:
+        return
     now = _now(controller)
-    if now - controller.study.last_event_at >= QUIET_SECONDS and not controller.study.is_over:
+    if now - controller.study.last_event_at >= QUIET_SECONDS:
         _write_down(controller, TimePassed(at=now))
 
 

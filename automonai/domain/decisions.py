@@ -116,14 +116,14 @@ def bracket_progress(study: Study, bracket: Bracket) -> Progress:
         if rung + 1 == len(bracket.sizes):
             break
         places, above = bracket.sizes[rung + 1], bracket.budgets_epochs[rung + 1]
-        certain = promoted(losses, max(0, places - to_end))
+        best = promoted(losses, places)
+        certain = best[: max(0, places - to_end)]
         # A lost run that is taken up again makes uncertain what was decided: who has gone on stays.
         gone_on = tuple(trial for trial in losses if trial not in certain and _run_id(trial, above) in study.runs)
         trials = (*certain, *gone_on)
         fit = sum(isfinite(loss) for loss in losses.values()) + to_end
-        to_come = max(0, min(places, fit) - len(trials)) if to_end else 0
-        hopeful = (trial for trial in promoted(losses, places) if not study.is_final(_run_id(trial, above)))
-        undecided |= {runs[trial].id for trial in hopeful}
+        to_come = max(0, min(places, fit) - len(trials))
+        undecided |= {runs[trial].id for trial in best if not study.is_final(_run_id(trial, above))}
     return Progress(
         missing=missing,
         new_runs=startable[0],
