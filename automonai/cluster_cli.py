@@ -90,12 +90,23 @@ def check_step(**form: str) -> None:
 @step.command("search")
 @_study_form
 def search_step(**form: str) -> int:
-    """Be the study's controller until it is over."""
+    """Be the study's controller until its search has ended."""
     from automonai import cluster_steps
     from automonai.watching import LogWatch
 
     _name_process(form["name"])
     return cluster_steps.search(_parameters(form), watch=LogWatch())
+
+
+@step.command("refit")
+@_study_form
+def refit_step(**form: str) -> int:
+    """Be the study's controller from the end of its search until it is over."""
+    from automonai import cluster_steps
+    from automonai.watching import LogWatch
+
+    _name_process(form["name"])
+    return cluster_steps.refit(_parameters(form), watch=LogWatch())
 
 
 @step.command("report")
@@ -173,9 +184,9 @@ _in_namespace = click.option(
 @_in_namespace
 def stop(study: str, *, namespace: str) -> None:
     """End the workflow that runs a study; its results stay, and submitting it again goes on."""
-    from automonai import cluster_steps
+    from automonai import cluster_studies
 
-    click.echo(f"asked to end: {', '.join(cluster_steps.stop(study, namespace=namespace))}")
+    click.echo(f"asked to end: {', '.join(cluster_studies.stop(study, namespace=namespace))}")
 
 
 @click.command()
@@ -184,9 +195,9 @@ def stop(study: str, *, namespace: str) -> None:
 @_in_namespace
 def logs(study: str, run: str, *, namespace: str) -> None:
     """Print the log of a run; 'automonai runs STUDY' lists the runs."""
-    from automonai import cluster_steps
+    from automonai import cluster_studies
 
-    click.echo(cluster_steps.logs(study, run, namespace=namespace), nl=False)
+    click.echo(cluster_studies.logs(study, run, namespace=namespace), nl=False)
 
 
 @click.group()

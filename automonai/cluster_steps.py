@@ -1,10 +1,9 @@
-"""What the steps of a study's workflow do on a cluster, and what a user does to a study that runs there."""
+"""What the steps of a study's workflow do on a cluster."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from automonai.domain.records import Record
-from automonai.errors import ClusterError, ObjectNotFoundError, SpecError, UserError
+from automonai.errors import ClusterError, SpecError, UserError
 from automonai.parameters import StudyParameters, study_spec, whole_number
 from automonai.storage import keys
-from automonai.storage.opening import is_remote, join_location, open_store
+from automonai.storage.opening import join_location, open_store
 
 if TYPE_CHECKING:
     from automonai.controller import Watch
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from automonai.domain.request import StudyData
     from automonai.domain.study import Study
     from automonai.execution.cluster_api import ClusterApi
-    from automonai.execution.cluster_objects import Workflow
     from automonai.execution.jobs import JobTemplate
     from automonai.execution.kubernetes import KubernetesExecutor
     from automonai.execution.lease import HeldLease
@@ -115,10 +113,10 @@ def search(
     surroundings: Surroundings | None = None,
     api: ClusterApi | None = None,
 ) -> int:
-    """Be the study's controller until it is over; return the exit code.
+    """Be the study's controller until its search has ended; return the exit code.
 
-    0: it is over and has an ensemble, or the user ended the workflow (then its Jobs are deleted). 1: no configuration
-    could be trained. 143: this pod has to go and the study goes on: its Jobs are left to a successor.
+    0: it has, or the user ended the workflow (then its Jobs are deleted). 1: no configuration could be trained, and the
+    study is over. 143: this pod has to go and the search goes on: its Jobs are left to a successor.
 
     Args:
         parameters: The workflow's.
@@ -130,6 +128,31 @@ def search(
         StudyLockedError: If another controller has the study.
         UserError: If the parameters are faulty or `check` has not run.
     """
+    return _control(parameters, search_only=True, watch=watch, surroundings=surroundings, api=api)
+
+
+def refit(
+    parameters: StudyParameters,
+    *,
+    watch: Watch | None = None,
+    surroundings: Surroundings | None = None,
+    api: ClusterApi | None = None,
+) -> int:
+    """Be the study's controller from the end of its search until it is over; return the exit code.
+
+    0: it is over and has an ensemble. All else is as with `search`, arguments and exceptions, too.
+    """
+    return _control(parameters, search_only=False, watch=watch, surroundings=surroundings, api=api)
+
+
+def _control(
+    parameters: StudyParameters,
+    *,
+    search_only: bool,
+    watch: Watch | None,
+    surroundings: Surroundings | None,
+    api: ClusterApi | None,
+) -> int:
     from automonai.api import stop_on_sigterm
     from automonai.execution.cluster_api import connect
     from automonai.execution.lease import leased
@@ -148,8 +171,8 @@ def search(
     ):
         session = _open(spec, here, cluster, template)
         try:
-            _run(session, lease=lease, stopped=stopped.is_set, seen=seen, here=here)
-            return _leave(session, cluster, here, lease=lease)
+            is_done = _run(session, search_only=search_only, lease=lease, stopped=stopped.is_set, seen=seen, here=here)
+            return _leave(session, cluster, here, is_done=is_done, lease=lease)
         finally:
             session.executor.close()
             logger.info("%s: the Kubernetes API got %d requests", spec.name, cluster.requests)
@@ -266,88 +289,6 @@ def _patiently(work: Callable[[], None]) -> None:
         time.sleep(pause_seconds(failures))
 
 
-def stop(location: str, *, namespace: str = DEFAULT_NAMESPACE, api: ClusterApi | None = None) -> tuple[str, ...]:
-    """Ask for the end of the workflows that run a study or wait for it; return their names. Results are kept.
-
-    Raises:
-        UserError: If no workflow runs it.
-    """
-    from automonai.execution.cluster_api import connect
-    from automonai.execution.lease import workflow_of
-
-    if not is_remote(location):
-        raise UserError(
-            f"{location} is on this machine: end its search by Ctrl-C where it runs; 'stop' is for s3:// studies"
-        )
-    cluster = api or connect(namespace)
-    study = location.rstrip("/").rpartition("/")[2]
-    holder = workflow_of(cluster, study)
-    names = tuple(
-        workflow.metadata.name
-        for workflow in cluster.living_workflows()
-        if workflow.metadata.name == holder or _is_for(workflow, study)
-    )
-    if not names:
-        raise UserError(
-            f"{location}: no workflow in namespace {cluster.namespace} runs this study, so there is nothing to stop;"
-            " --namespace names another one"
-        )
-    for name in names:
-        cluster.stop_workflow(name)
-    return names
-
-
-def logs(location: str, run_id: str, *, namespace: str = DEFAULT_NAMESPACE, api: ClusterApi | None = None) -> str:
-    """Return a run's log, readable: from its pod while it runs, from the store once it has ended.
-
-    A run that was taken from one pod has the log of that in the store while another goes on with it. Where no cluster
-    can be asked, what is stored is the answer.
-
-    Raises:
-        UserError: If there is neither.
-    """
-    store = open_store(location)
-    if not re.fullmatch("[a-z0-9-]+", run_id):
-        raise UserError(f"'{run_id}' is no run's id; 'automonai runs {location}' lists the runs")
-    is_over = not is_remote(location) or store.exists(keys.answer(run_id))
-    found = None if is_over else _log_of_pod(location, run_id, namespace=namespace, api=api)
-    if found is None:
-        try:
-            found = store.get(keys.log(run_id)).decode(errors="replace")
-        except ObjectNotFoundError as error:
-            raise UserError(
-                f"{location}: run {run_id} has no log; 'automonai runs {location}' lists the runs, and what runs on one"
-                f" machine has its lines in workers/worker-*.log of the study's folder until it ends"
-            ) from error
-    return _readable(found)
-
-
-def _log_of_pod(location: str, run_id: str, *, namespace: str, api: ClusterApi | None) -> str | None:
-    """Return the log of the newest pod that has begun to work on a run; None if there is none, or no cluster."""
-    from automonai.execution.cluster_api import connect
-    from automonai.execution.cluster_objects import Pod
-    from automonai.execution.endings import Sighting, has_run
-    from automonai.execution.jobs import PART_OF, PART_OF_LABEL, RUN_LABEL, STUDY_LABEL
-
-    study = location.rstrip("/").rpartition("/")[2]
-    try:
-        cluster = api or connect(namespace)
-        found = cluster.list("pods", f"{PART_OF_LABEL}={PART_OF},{STUDY_LABEL}={study},{RUN_LABEL}={run_id}").objects
-        begun = {pod.metadata.uid: pod for pod in found if isinstance(pod, Pod) and has_run(pod)}
-        newest = Sighting(pods=begun).newest_pod
-        return None if newest is None else cluster.pod_log(newest.metadata.name)
-    except (ClusterError, UserError) as error:
-        logger.warning("the cluster cannot be asked for the pod's log: %s", error)
-        return None
-
-
-def _readable(log: str) -> str:
-    """Return a log without JSON: a pod's has it, and so has the stored one of a run whose pod was lost."""
-    from automonai.observability.logs import readable
-
-    return "".join(f"{readable(line)}\n" for line in log.splitlines())
-
-
 @dataclass
 class _Session:
     """A controller's parts."""
@@ -389,36 +330,48 @@ def _open(spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: Jo
 
 
 def _run(
-    session: _Session, *, lease: HeldLease, stopped: Callable[[], bool], seen: Monitoring, here: Surroundings
-) -> None:
+    session: _Session,
+    *,
+    search_only: bool,
+    lease: HeldLease,
+    stopped: Callable[[], bool],
+    seen: Monitoring,
+    here: Surroundings,
+) -> bool:
+    """Return whether nothing is left to do for the step."""
     from automonai.controller import Controller, run_study
+    from automonai.domain.progress import refit_done_and_planned, search_done_and_planned
     from automonai.search import make_sampler
 
-    run_study(
-        Controller(
-            study=session.study,
-            data=session.data,
-            store=session.store,
-            journal=session.journal,
-            sampler=seen.timed(make_sampler(session.study.spec.search)),
-            executor=session.executor,
-            memory_bytes=session.memory_bytes,
-            devices_per_run=session.devices_per_run,
-            watch=ProgressWatch(here.progress_file, seen.watch),
-            steady_clock=time.monotonic,
-            should_stop=lambda: stopped() or lease.is_lost(),
-            may_write=lease.is_sure,
-        )
+    progress = search_done_and_planned if search_only else lambda study, _: refit_done_and_planned(study)
+    controller = Controller(
+        study=session.study,
+        data=session.data,
+        store=session.store,
+        journal=session.journal,
+        sampler=seen.timed(make_sampler(session.study.spec.search)),
+        executor=session.executor,
+        memory_bytes=session.memory_bytes,
+        devices_per_run=session.devices_per_run,
+        watch=ProgressWatch(here.progress_file, progress, seen.watch),
+        steady_clock=time.monotonic,
+        should_stop=lambda: stopped() or lease.is_lost(),
+        search_only=search_only,
+        may_write=lease.is_sure,
     )
+    run_study(controller)
+    return controller.is_done
 
 
-def _leave(session: _Session, cluster: ClusterApi, here: Surroundings, *, lease: HeldLease) -> int:
+def _leave(session: _Session, cluster: ClusterApi, here: Surroundings, *, is_done: bool, lease: HeldLease) -> int:
     """Return the exit code; a workflow that the user ended takes its Jobs with it."""
     from automonai.report import write_report
 
     if session.study.ended is not None:
         write_report(session.study, session.data, session.store)
         return DONE if session.study.ended.succeeded else FAILED
+    if is_done:
+        return DONE
     if lease.is_lost() or not _is_ended_by_user(cluster, here):
         return TERMINATED
     session.executor.delete_all()
@@ -440,9 +393,9 @@ def _is_ended_by_user(cluster: ClusterApi, here: Surroundings) -> bool:
 class ProgressWatch:
     """Writes `done/planned` for Argo's UI, and passes everything on."""
 
-    def __init__(self, path: Path | None, watch: Watch) -> None:
-        """Remember where to write, None for nowhere, and whom to tell."""
-        self._path, self._watch = path, watch
+    def __init__(self, path: Path | None, counted: Callable[[Study, float], tuple[int, int]], watch: Watch) -> None:
+        """Remember where to write, None for nowhere, what of a study and a time, and whom to tell."""
+        self._path, self._counted, self._watch = path, counted, watch
         self._written = ""
 
     def on_event(self, event: Event, study: Study) -> None:
@@ -453,11 +406,9 @@ class ProgressWatch:
         self._watch.on_tick(study, now)
 
     def _write(self, study: Study, now: float) -> None:
-        from automonai.domain.progress import runs_done_and_planned
-
-        done, planned = runs_done_and_planned(study, now)
+        done, planned = self._counted(study, now)
         text = f"{done}/{planned}"
-        if self._path is not None and text != self._written:
+        if self._path is not None and planned and text != self._written:
             self._path.write_text(text)
             self._written = text
 
@@ -485,10 +436,3 @@ def _with_threads(template: JobTemplate, threads: int | None) -> JobTemplate:
 
 def _location(spec: StudySpec) -> str:
     return join_location(spec.store, spec.name)
-
-
-def _is_for(workflow: Workflow, study: str) -> bool:
-    """Whether a Workflow was submitted for a study, by its parameter `name`."""
-    return any(
-        parameter.name == "name" and parameter.value == study for parameter in workflow.spec.arguments.parameters
-    )

@@ -117,14 +117,23 @@ class Controller:
     began: float | None = None
     """When this session began: the check of the dataset before it is part of the budget's time. None: now."""
     should_stop: Callable[[], bool] = lambda: False
+    search_only: bool = False
+    """Whether the refit is another controller's; where there is nothing to refit, this one ends the study."""
     may_write: Callable[[], bool] = lambda: True
     """Whether nobody else can be this study's controller now; while that is not sure, nothing is done."""
     ahead: float | None = None
     """By how much the clock was ahead of the steady one when the session began, later when they were compared last."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left for this controller to do."""
+        study = self.study
+        is_searched = self.search_only and study.search_ended is not None and study.incumbent is not None
+        return study.is_over or is_searched
+
 
 def run_study(controller: Controller) -> Study:
-    """Take a study from wherever its journal says it is to its end; return it.
+    """Take a study from wherever its journal says it is to its end, or to its search's; return it.
 
     Every decision is written down before it is acted on, so a kill at any moment loses none: on the next call the runs
     that were open are submitted again, and an executor that still has them adopts them.
@@ -133,7 +142,7 @@ def run_study(controller: Controller) -> Study:
         LostTooOftenError: If the infrastructure lost so much that it has to be mended first; the study can go on.
     """
     study = controller.study
-    if study.is_over:
+    if controller.is_done:
         return study
     began = controller.clock() if controller.began is None else controller.began
     _record(controller, SessionStarted(at=began, host=socket.gethostname(), process=os.getpid()))
@@ -143,7 +152,7 @@ def run_study(controller: Controller) -> Study:
         controller.executor.submit(_ensemble_request(controller, study.ensemble_queued.candidates))
     study.cleaned |= set(study.finished) - _runs_with_checkpoints(controller.store)
     _delete_unneeded_checkpoints(controller)  # what a kill kept the last session from
-    while not study.is_over and not controller.should_stop():
+    while not controller.is_done and not controller.should_stop():
         if controller.may_write():
             _turn(controller)
             _note_quiet_time(controller)

@@ -71,24 +71,26 @@ def main() -> None:
         workflow = _submit(options)
         with _Evictions(options) as evictions:
             usage = _follow(options.namespace, workflow)
-        requests = _requests(workflow, usage.pods)
+        requests = _requests(workflow, set(usage.cpu_seconds))
         player.send_signal(signal.SIGINT)
         played = json.loads(player.communicate()[0].splitlines()[-1])
         print(_table(options, usage, requests=requests, evicted=evictions.count, played=played))
 
 
 class _Usage:
-    """What the controller's pod and the Workflow object came to."""
+    """What the controllers' pods and the Workflow object came to."""
 
-    cpu_seconds = 0.0
+    cpu_seconds: dict[str, float]
+    """By pod, of the search and of the refit."""
     memory_bytes: list[int]
+    """Of the search's, over time."""
     peak_bytes = 0
     workflow_bytes = 0
     seconds = 0.0
     phase = ""
 
     def __init__(self) -> None:
-        self.memory_bytes, self.pods = [], set[str]()
+        self.memory_bytes, self.cpu_seconds = [], {}
 
 
 class _Evictions:
@@ -193,7 +195,7 @@ def _submit(options: argparse.Namespace) -> str:
 
 
 def _follow(namespace: str, workflow: str) -> _Usage:
-    """Look at the controller's pod now and then until the Workflow ends."""
+    """Look at the controllers' pods now and then until the Workflow ends."""
     usage, began = _Usage(), time.monotonic()
     while usage.phase not in ("Succeeded", "Failed", "Error"):
         time.sleep(10.0)
@@ -202,21 +204,24 @@ def _follow(namespace: str, workflow: str) -> _Usage:
         usage.phase = json.loads(text).get("status", {}).get("phase", "")
         usage.seconds = time.monotonic() - began
         for node in json.loads(text).get("status", {}).get("nodes", {}).values():
-            if node.get("templateName") == "search" and node["type"] == "Pod" and node.get("phase") == "Running":
-                _look(namespace, f"{workflow}-search-{node['id'].rpartition('-')[2]}", usage)
+            step = node.get("templateName")
+            if step in ("search", "refit") and node["type"] == "Pod" and node.get("phase") == "Running":
+                pod = f"{workflow}-{step}-{node['id'].rpartition('-')[2]}"
+                _look(namespace, pod, usage, is_search=step == "search")
     return usage
 
 
-def _look(namespace: str, pod: str, usage: _Usage) -> None:
-    """Ask the controller's pod for its CPU time and memory; nothing comes of it once the pod has ended."""
-    usage.pods.add(pod)
+def _look(namespace: str, pod: str, usage: _Usage, *, is_search: bool) -> None:
+    """Ask a controller's pod for its CPU time and memory; nothing comes of it once the pod has ended."""
+    usage.cpu_seconds.setdefault(pod, 0.0)
     command = ["kubectl", "exec", pod, "-n", namespace, "-c", "main", "--", "python", "-S", "-c", _LOOK]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         reading = json.loads(done.stdout)
-        usage.cpu_seconds = reading["ticks"] / os.sysconf("SC_CLK_TCK")
-        usage.memory_bytes.append(reading["VmRSS"] * 1024)
+        usage.cpu_seconds[pod] = reading["ticks"] / os.sysconf("SC_CLK_TCK")
         usage.peak_bytes = max(usage.peak_bytes, reading["VmHWM"] * 1024)
+        if is_search:
+            usage.memory_bytes.append(reading["VmRSS"] * 1024)
 
 
 def _requests(workflow: str, pods: set[str]) -> int | None:
@@ -242,6 +247,7 @@ def _table(options: argparse.Namespace, usage: _Usage, *, requests: int | None, 
     over = next(event.at for event in events if isinstance(event, SearchEnded))
     moments = (proposed, search[-1].at, over)
     shares = [f"{given_out(until) / (options.slots * (until - began)):.1%}" for until in moments]
+    cpu_seconds = sum(usage.cpu_seconds.values())
     rows = [
         ("workflow", usage.phase),
         ("runs finished", len(ends)),
@@ -256,7 +262,7 @@ def _table(options: argparse.Namespace, usage: _Usage, *, requests: int | None, 
         ),
         ("most pods at once", played["most_at_once"]),
         ("pods evicted", evicted),
-        ("controller's CPU time", f"{usage.cpu_seconds:.0f} s ({usage.cpu_seconds / usage.seconds:.1%} of a core)"),
+        ("controllers' CPU time", f"{cpu_seconds:.0f} s ({cpu_seconds / usage.seconds:.1%} of a core)"),
         (
             "controller's memory: after 10, 25, 50, 75 % of the time, at the end; peak",
             _memory_words(usage),

@@ -1,4 +1,4 @@
-"""The workflow of a study: check, search, report; and what a user submits to start one."""
+"""The workflow of a study: check, search, refit, report; and what a user submits to start one."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def gpu_parameter(description: str) -> Parameter:
 def study_template() -> WorkflowTemplate:
     """Return the WorkflowTemplate `automonai-study`.
 
-    One study has one workflow at a time; a second one of the same name waits. The search step is the controller: an
-    eviction brings a successor that adopts its Jobs.
+    One study has one workflow at a time; a second one of the same name waits. The steps search and refit are its
+    controller, one after the other: an eviction brings a successor that adopts the Jobs.
     """
     parameters = study_parameters()
     asked = options(parameters)
@@ -84,18 +84,22 @@ def study_template() -> WorkflowTemplate:
     controller = release.CONTROLLER_ACCOUNT
     with workflow:
         check = step("check", asked, retry=retry_after_disruption(), patch=release.CHECK_PATCH)
-        search = step(
-            "search",
-            asked,
-            account=controller,
-            retry=retry_after_disruption(services_away=True),
-            study="{{workflow.parameters.name}}",
+        search, refit = (
+            step(
+                name,
+                asked,
+                account=controller,
+                retry=retry_after_disruption(services_away=True),
+                study="{{workflow.parameters.name}}",
+            )
+            for name in ("search", "refit")
         )
         report = step("report", asked, retry=retry_after_disruption(services_away=True), outputs=[html_artifact()])
         step("finish", [], account=controller, retry=retry_after_disruption(services_away=True))
         with Steps(name="study"):
             check(name="check")
             search(name="search")
+            refit(name="refit")
             report(name="report")
     return workflow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -123,13 +124,13 @@ class ClusterStudy:
         return len(self.pods("Pending", "Running"))
 
     def controller(self) -> str:
-        """Return the name of the search step's pod."""
+        """Return the name of the pod of the step that is at work on the study: search, then refit."""
         of_workflow = f"workflows.argoproj.io/workflow={self.workflow},app.kubernetes.io/component=step"
         pods = kubectl_json("get", "pods", "-n", self.namespace, "-l", of_workflow)["items"]
         (name,) = (
             pod["metadata"]["name"]
             for pod in pods
-            if pod["status"]["phase"] == "Running" and "-search-" in pod["metadata"]["name"]
+            if pod["status"]["phase"] == "Running" and re.search("-(search|refit)-[0-9]+$", pod["metadata"]["name"])
         )
         return str(name)
 

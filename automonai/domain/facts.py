@@ -99,8 +99,8 @@ class Facts:
     """Ended runs whose checkpoints are known to be deleted; deleting again would do no harm."""
     closed_brackets: set[int] = field(default_factory=set)
     """Brackets that `decisions` found to have ended; only spares looking at them again."""
-    sessions: int = 0
-    """How many controllers have taken the study up."""
+    resumes: int = 0
+    """How often a controller has taken up what another one left unfinished."""
     session_began: float = 0.0
     _stretches: list[tuple[float, float]] = field(default_factory=list)
     """Begin and last event of each time in which a controller was at work, its machine awake."""
@@ -156,7 +156,9 @@ class Facts:
         return sum(max(0.0, min(end, at) - begin) for begin, end in self._stretches if begin <= at)
 
     def _begin_session(self, at: float) -> None:
-        self.sessions, self.session_began = self.sessions + 1, at
+        is_first_after_search = self.search_ended is not None and self.refit is None
+        self.resumes += bool(self._stretches) and not is_first_after_search
+        self.session_began = at
         self.ensemble_strikes = 0
         self._revive_lost()
         self._begin_stretch(at)

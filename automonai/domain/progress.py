@@ -8,17 +8,28 @@ from automonai.domain.study import Study
 
 
 def runs_done_and_planned(study: Study, now: float) -> tuple[int, int]:
-    """Return how many runs have ended and how many there will be: an estimate while the search goes on.
+    """Return how many of a study's runs have ended and how many there will be: an estimate while the search goes on.
 
-    The ensemble counts as one. Never more are done than planned, and only a study that is over has done them all.
+    Never more are done than planned, and only what is over has done them all; so with each of its two parts.
     """
-    done = len(study.finished) + (study.ensemble is not None)
+    searched, to_search = search_done_and_planned(study, now)
+    refitted, to_refit = refit_done_and_planned(study)
+    return searched + refitted, to_search + to_refit
+
+
+def search_done_and_planned(study: Study, now: float) -> tuple[int, int]:
+    """Return how many of the search's runs have ended and how many there will be."""
+    done = sum(record.state.is_final for record in study.search_records())
+    return done, done if study.search_ended is not None else max(done + 1, _planned_search(study, done, now))
+
+
+def refit_done_and_planned(study: Study) -> tuple[int, int]:
+    """Return how many refits have ended and how many there will be; the ensemble's choice counts as one."""
+    done = sum(record.state.is_final for record in study.refit_records()) + (study.ensemble is not None)
     if study.is_over:
-        return max(done, 1), max(done, 1)
-    searched = [record for record in study.search_records() if record.state.is_final]
-    search = len(searched) if study.search_ended is not None else _planned_search(study, len(searched), now)
-    refits = len(study.refit.runs) if study.refit is not None else study.spec.refit.members or study.folds
-    return done, max(done, search + refits) + 1
+        return done, done
+    planned = len(study.refit.runs) if study.refit is not None else study.spec.refit.members or study.folds
+    return done, max(done, planned) + 1
 
 
 def _planned_search(study: Study, ended: int, now: float) -> int:

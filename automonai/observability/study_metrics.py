@@ -113,7 +113,9 @@ LAST_LOOP = Definition(
     "automonai_controller_last_loop_timestamp_seconds", "gauge", "Unix time at which the controller last went round."
 )
 RESUMES = Definition(
-    "automonai_controller_resumes_total", "counter", "How often a controller has taken the study up again."
+    "automonai_controller_resumes_total",
+    "counter",
+    "How often a controller has taken up what another one left unfinished.",
 )
 PATCHES = Definition(
     "automonai_study_patches_total",
@@ -280,11 +282,11 @@ def _standing(study: Study, now: float) -> Iterator[Metric]:
         yield _gauge(BEST_DICE, {} if result.mean_dice is None else {(): result.mean_dice})
     yield _gauge(SPENT, _spent(study, now))
     done, planned = runs_done_and_planned(study, now)
-    yield _gauge(PROGRESS, {(): done / planned})
+    yield _gauge(PROGRESS, {(): done / planned if planned else 1.0})
     origins = Counter(trial.origin for trial in study.trials.values())
     yield _counter(PROPOSALS, {(origin.value,): origins[origin] for origin in Origin})
     yield _gauge(LAST_LOOP, {(): now})
-    yield _counter(RESUMES, {(): max(0, study.sessions - 1)})
+    yield _counter(RESUMES, {(): study.resumes})
 
 
 def _spent(study: Study, now: float) -> Mapping[tuple[str, ...], float]:

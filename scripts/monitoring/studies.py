@@ -67,7 +67,8 @@ _STATS = (
     ),
     Panel(
         title="Resumes",
-        description="How often a controller took the study up again: evictions of its pod, or a user's restart.",
+        description="How often a controller took up what another one left unfinished: evictions of its pod, or a"
+        " user's restart.",
         unit="none",
         queries=(Query(f"max(automonai_controller_resumes_total{{{STUDY}}})"),),
         kind="stat",

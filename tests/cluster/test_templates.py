@@ -81,8 +81,8 @@ class Watched:
     workflow: str
     waiting: str = ""
     """What was told about a second workflow of the same study."""
-    progress: list[str] = field(default_factory=list)
-    """Of the search's node, each that was seen."""
+    progress: dict[str, list[str]] = field(default_factory=lambda: {"search(0)": [], "refit(0)": []})
+    """Of the controllers' nodes, each that was seen."""
 
     def node(self, name: str) -> dict[str, Any]:
         return node(self.namespace, self.workflow, name)
@@ -139,12 +139,14 @@ def test_a_second_workflow_of_a_study_waits_for_the_first(watched: Watched) -> N
     assert "lock" in watched.waiting
 
 
-def test_the_searchs_progress_is_runs_done_of_planned(watched: Watched) -> None:
-    jobs = len(api.runs(STUDY)) + 1  # the ensemble's
-    seen = [tuple(int(number) for number in progress.split("/")) for progress in watched.progress]
-    between = [done for done, planned in seen if 0 < done < planned]
+def test_the_progress_of_search_and_refit_is_their_runs_done_of_planned(watched: Watched) -> None:
+    seen = {
+        name: [tuple(int(number) for number in progress.split("/")) for progress in told]
+        for name, told in watched.progress.items()
+    }
+    between = [done for told in seen.values() for done, planned in told if 0 < done < planned]
     assert between, f"only {watched.progress} was seen"
-    assert seen[-1] == (jobs, jobs)
+    assert {name: told[-1] for name, told in seen.items()} == {"search(0)": (3, 3), "refit(0)": (3, 3)}
 
 
 def test_the_report_is_a_page_of_argos_server(watched: Watched) -> None:
@@ -235,7 +237,7 @@ def test_all_works_where_users_may_start_installed_templates_only(watched: Watch
     finally:
         _set_data(ARGO_SETTINGS, ARGO_NAMESPACE, {"workflowRestrictions": None} | before)
         eventually(lambda: not _is_refused(store), "Argo takes other workflows again", pause=2.0)
-    names = ("check(0)", "search(0)", "report(0)", f"{again}.onExit(0)")
+    names = ("check(0)", "search(0)", "refit(0)", "report(0)", f"{again}.onExit(0)")
     assert {node(store, again, name)["phase"] for name in names} == {"Succeeded"}
 
 
@@ -249,8 +251,9 @@ def node(namespace: str, workflow: str, name: str) -> dict[str, Any]:
 def _has_ended(seen: Watched) -> bool:
     status = kubectl_json("get", "workflow", seen.workflow, "-n", seen.namespace).get("status", {})
     for entry in status.get("nodes", {}).values():
-        if entry["displayName"] == "search(0)" and seen.progress[-1:] != [entry.get("progress")]:
-            seen.progress.append(entry["progress"])
+        told = seen.progress.get(entry["displayName"], [])
+        if entry["displayName"] in seen.progress and told[-1:] != [entry.get("progress")]:
+            told.append(entry["progress"])
     assert status.get("phase") not in ("Failed", "Error"), status
     return bool(status.get("phase") == "Succeeded")
 

@@ -21,10 +21,10 @@ from fake_cluster import FakeCluster
 from scraping import free_port, scrape, value
 from studies import choose, make_data, train
 
-from automonai import cluster_steps, starting
+from automonai import cluster_steps, cluster_studies, starting
 from automonai.cluster_steps import Surroundings
 from automonai.domain.events import Event, StudyStarted
-from automonai.domain.progress import runs_done_and_planned
+from automonai.domain.progress import refit_done_and_planned, runs_done_and_planned, search_done_and_planned
 from automonai.domain.request import TrainRequest, request_adapter
 from automonai.domain.study import Study
 from automonai.errors import ClusterError, SpecError, StudyLockedError, StudyNotFoundError, UserError
@@ -158,6 +158,12 @@ class Bench:
     def search(self, watch: Watching | None = None) -> int:
         return cluster_steps.search(self.parameters, watch=watch, surroundings=self.here, api=self.cluster.api())
 
+    def refit(self, watch: Watching | None = None) -> int:
+        return cluster_steps.refit(self.parameters, watch=watch, surroundings=self.here, api=self.cluster.api())
+
+    def progress(self) -> str:
+        return (self.folder / "progress").read_text()
+
     def study(self) -> Study:
         return Study.replay(Journal(self.store).read())
 
@@ -206,15 +212,20 @@ def terminate_later(bench: Bench) -> None:
     threading.Thread(target=wait_and_send, daemon=True).start()
 
 
-def test_a_search_ends_with_an_ensemble_its_report_and_its_progress(bench: Bench) -> None:
+def test_search_and_refit_end_with_an_ensemble_its_report_and_their_progress(bench: Bench) -> None:
     bench.start()
     assert bench.search() == 0
+    searched = bench.study()
+    assert searched.search_ended is not None
+    assert searched.refit is None
+    assert bench.progress() == f"{len(searched.runs)}/{len(searched.runs)}"
+    assert bench.refit() == 0
     study = bench.study()
     assert study.ended is not None
     assert study.ended.succeeded
+    assert study.resumes == 0
     assert bench.store.exists(keys.REPORT_HTML)
-    done, planned = (bench.folder / "progress").read_text().split("/")
-    assert done == planned == str(len(study.runs) + 1)
+    assert bench.progress() == f"{study.folds + 1}/{study.folds + 1}"
     assert bench.cluster.objects["leases"][lease_name("brain")]["spec"]["holderIdentity"] == ""
     output = cluster_steps.report(bench.parameters, output=bench.folder / "page.html", surroundings=bench.here)
     assert output.read_bytes() == bench.store.get(keys.REPORT_HTML)
@@ -249,10 +260,14 @@ def test_a_search_before_its_check_says_so(bench: Bench) -> None:
         bench.search()
 
 
-def test_an_eviction_leaves_the_jobs_to_a_successor_that_ends_the_study(bench: Bench) -> None:
+@pytest.mark.parametrize("step", ["search", "refit"])
+def test_an_eviction_leaves_the_jobs_to_a_successor_that_ends_what_the_step_began(bench: Bench, step: str) -> None:
     bench.start()
+    if step == "refit":
+        assert bench.search() == 0
+    control = getattr(bench, step)
     terminate_later(bench)
-    assert bench.search() == 143
+    assert control() == 143
     running = [pod for pod, found in bench.cluster.objects["pods"].items() if found["status"]["phase"] == "Running"]
     assert running
     bench.are_held = False
@@ -263,25 +278,41 @@ def test_an_eviction_leaves_the_jobs_to_a_successor_that_ends_the_study(bench: B
         )
         bench.store.put(keys.answer(request.run_id), train(request).model_dump_json().encode())
         bench.cluster.end_pod(name, 0)
-    before = len(bench.cluster.objects["jobs"])
-    assert bench.search() == 0
+    assert control() == 0
+    assert bench.study().resumes == 1
+    assert bench.refit() == 0
     study = bench.study()
-    assert len(bench.cluster.objects["jobs"]) == len(study.runs) + 1 > before
+    assert study.is_over
+    assert len(bench.cluster.objects["jobs"]) == len(study.runs) + 1
     assert not study.notes
 
 
-def test_the_users_stop_deletes_the_jobs_and_keeps_the_results(bench: Bench) -> None:
+@pytest.mark.parametrize("step", ["search", "refit"])
+def test_the_users_stop_deletes_the_jobs_and_keeps_the_results(bench: Bench, step: str) -> None:
     bench.start()
+    if step == "refit":
+        assert bench.search() == 0
+    results = len(bench.study().finished)
     stopped = workflow(WORKFLOW, "Running")
     stopped["spec"]["shutdown"] = "Stop"
     bench.cluster.put("workflows", stopped)
     terminate_later(bench)
-    assert bench.search() == 0
+    assert getattr(bench, step)() == 0
     assert not [job for job in bench.cluster.objects["jobs"].values() if not job.get("status")]
     assert not bench.study().is_over
+    assert len(bench.study().finished) == results
     bench.are_held = False
-    assert bench.search() == 0
+    assert bench.search() == bench.refit() == 0
     assert bench.study().is_over
+
+
+def test_a_step_whose_part_is_over_leaves_the_study_as_it_is(bench: Bench) -> None:
+    bench.start()
+    bench.refit()
+    journal, jobs = Journal(bench.store).read(), dict(bench.cluster.objects["jobs"])
+    assert bench.study().is_over, "the refit's step goes on with a search that has not ended"
+    assert bench.search() == bench.refit() == 0
+    assert (Journal(bench.store).read(), bench.cluster.objects["jobs"]) == (journal, jobs)
 
 
 def test_a_second_controller_is_refused(bench: Bench) -> None:
@@ -319,9 +350,17 @@ def test_without_a_network_to_show_the_exit_code_is_1_and_there_is_a_report(
 def test_progress_never_says_done_before_the_end(bench: Bench) -> None:
     bench.start()
     bench.search()
+    searched = len(Journal(bench.store).read())
+    bench.refit()
     events = Journal(bench.store).read()
     for count in range(1, len(events)):
-        done, planned = runs_done_and_planned(Study.replay(events[:count]), events[count - 1].at)
+        study, now = Study.replay(events[:count]), events[count - 1].at
+        done, planned = search_done_and_planned(study, now)
+        assert 0 <= done < planned or (count >= searched and done == planned)
+        done, planned = refit_done_and_planned(study)
+        assert 0 <= done < planned
+        assert done == 0 or count > searched
+        done, planned = runs_done_and_planned(study, now)
         assert 0 <= done < planned
 
 
@@ -397,25 +436,25 @@ def test_stop_ends_the_workflow_that_holds_a_study_and_those_that_wait_for_it(be
     stopped: list[tuple[str, ...]] = []
 
     def stop() -> None:
-        stopped.append(cluster_steps.stop("s3://b/studies/brain", api=bench.cluster.api()))
+        stopped.append(cluster_studies.stop("s3://b/studies/brain", namespace="test", api=bench.cluster.api()))
 
     bench.search(Watching(after=1, act=stop))
     assert stopped == [(WORKFLOW, "brain-next")]
     ended = {name for name, found in bench.cluster.objects["workflows"].items() if found["spec"].get("shutdown")}
     assert ended == {WORKFLOW, "brain-next"}
     with pytest.raises(UserError, match="nothing to stop"):
-        cluster_steps.stop("s3://b/studies/heart", api=bench.cluster.api())
+        cluster_studies.stop("s3://b/studies/heart", namespace="test", api=bench.cluster.api())
 
 
 def test_a_log_comes_from_the_store(bench: Bench) -> None:
     bench.store.put(keys.log("trial-0000-epochs-0001-fold-0"), b"epoch 1\n")
-    assert cluster_steps.logs(bench.location, "trial-0000-epochs-0001-fold-0") == "epoch 1\n"
+    assert cluster_studies.logs(bench.location, "trial-0000-epochs-0001-fold-0", namespace="test") == "epoch 1\n"
     with pytest.raises(UserError, match="run nothing has no log"):
-        cluster_steps.logs(bench.location, "nothing")
+        cluster_studies.logs(bench.location, "nothing", namespace="test")
 
 
 def test_a_running_pods_log_comes_from_the_cluster(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_steps, "open_store", lambda location: bench.store)
+    monkeypatch.setattr(cluster_studies, "open_store", lambda location: bench.store)
     run_id = "trial-0000-epochs-0001-fold-0"
     labels = {"app.kubernetes.io/part-of": "automonai", "automonai/study": "brain", "automonai/run": run_id}
     bench.store.put(keys.log(run_id), b"of a pod that was evicted\n")
@@ -423,11 +462,15 @@ def test_a_running_pods_log_comes_from_the_cluster(bench: Bench, monkeypatch: py
         metadata = {"name": name, "labels": labels, "creationTimestamp": f"2026-01-01T00:00:0{second}Z"}
         bench.cluster.put("pods", {"metadata": metadata, "status": {"phase": phase}})
         bench.cluster.logs[name] = f"of pod {name}\n"
-    assert cluster_steps.logs("s3://b/studies/brain", run_id, api=bench.cluster.api()) == "of pod a-second\n"
+
+    def log(run_id: str) -> str:
+        return cluster_studies.logs("s3://b/studies/brain", run_id, namespace="test", api=bench.cluster.api())
+
+    assert log(run_id) == "of pod a-second\n"
     bench.store.put(keys.result(run_id), b"{}")
-    assert cluster_steps.logs("s3://b/studies/brain", run_id, api=bench.cluster.api()) == "of a pod that was evicted\n"
+    assert log(run_id) == "of a pod that was evicted\n"
     with pytest.raises(UserError, match="automonai runs"):
-        cluster_steps.logs("s3://b/studies/brain", "nothing", api=bench.cluster.api())
+        log("nothing")
 
 
 def test_the_first_step_writes_a_new_study_and_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

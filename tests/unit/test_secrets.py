@@ -98,7 +98,8 @@ def test_a_study_on_a_cluster_leaves_no_key_in_its_store_its_objects_or_its_logs
 ) -> None:
     monkeypatch.setattr(automonai.worker, "_train", played_training)
     monkeypatch.setattr(automonai.worker, "_choose", played_choice)
-    assert main(["step", "search", *(f"--{name}={value}" for name, value in FORM.items())]) == 0
+    for name in ("search", "refit"):
+        assert main(["step", name, *(f"--{field}={value}" for field, value in FORM.items())]) == 0
     written = {path.relative_to(step).as_posix(): path for path in step.rglob("*") if path.is_file()}
     for name in ("request.json", "result.json", "log.txt", "journal/", "report.html", "report.json"):
         assert any(name in path for path in written), name

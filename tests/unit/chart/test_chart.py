@@ -254,7 +254,7 @@ def test_all_pods_that_mount_a_volume_of_one_node_stay_together(name: str, claim
         assert affinity["podAffinity"] == {"requiredDuringSchedulingIgnoredDuringExecution": together}, where
 
 
-@pytest.mark.parametrize("step", ["search", "report", "finish"])
+@pytest.mark.parametrize("step", ["search", "refit", "report", "finish"])
 def test_a_step_without_the_cache_goes_anywhere(step: str, render: Render) -> None:
     objects = render("minio")
     assert "automonai/cache" not in template_of(objects, "automonai-study", step).get("metadata", {}).get("labels", {})

@@ -11,15 +11,16 @@ from automonai.execution.jobs import METRICS_PORT_NAME, RUNG_LABEL, STUDY_LABEL,
 
 Render = Callable[..., list[Object]]
 DASHBOARDS = ("studies", "runs", "capacity")
+CONTROLLERS = ("search", "refit")
 
 
 def named(objects: list[Object], kind: str, name: str) -> Object:
     return next(d for d in objects if d["kind"] == kind and d["metadata"]["name"] == name)
 
 
-def search_step(objects: list[Object]) -> Object:
+def controller_step(objects: list[Object], name: str) -> Object:
     templates = named(objects, "WorkflowTemplate", "automonai-study")["spec"]["templates"]
-    step: Object = next(template for template in templates if template["name"] == "search")
+    step: Object = next(template for template in templates if template["name"] == name)
     return step
 
 
@@ -37,20 +38,20 @@ def pod_label(label: str) -> str:
     return "__meta_kubernetes_pod_label_" + label.replace("/", "_").replace(".", "_").replace("-", "_")
 
 
-def test_search_and_trainings_show_metrics_by_default(render: Render) -> None:
+def test_controllers_and_trainings_show_metrics_by_default(render: Render) -> None:
     objects = render("minio")
-    step = search_step(objects)
-    assert step["container"]["ports"] == [{"name": METRICS_PORT_NAME, "containerPort": 9109}]
-    assert environment(step)["AUTOMONAI_METRICS_PORT"] == "9109"
-    assert step["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    for step in (controller_step(objects, name) for name in CONTROLLERS):
+        assert step["container"]["ports"] == [{"name": METRICS_PORT_NAME, "containerPort": 9109}]
+        assert environment(step)["AUTOMONAI_METRICS_PORT"] == "9109"
+        assert step["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
     assert job_template(objects).metrics_port == 9109
 
 
 def test_nothing_shows_metrics_where_they_are_off(render: Render) -> None:
     objects = render("digest")
-    step = search_step(objects)
-    assert environment(step)["AUTOMONAI_METRICS_PORT"] == ""
-    assert step["metadata"]["annotations"]["prometheus.io/scrape"] == "false"
+    for step in (controller_step(objects, name) for name in CONTROLLERS):
+        assert environment(step)["AUTOMONAI_METRICS_PORT"] == ""
+        assert step["metadata"]["annotations"]["prometheus.io/scrape"] == "false"
     assert job_template(objects).metrics_port is None
 
 
@@ -70,11 +71,12 @@ def test_the_monitor_takes_study_trial_and_rung_from_the_pods_labels(render: Ren
     }
 
 
-def test_the_monitor_finds_the_search_step(render: Render) -> None:
+@pytest.mark.parametrize("step", CONTROLLERS)
+def test_the_monitor_finds_the_controller(step: str, render: Render) -> None:
     objects = render("everything")
     selector = named(objects, "PodMonitor", "segmentation")["spec"]["selector"]
     pod = named(objects, "WorkflowTemplate", "automonai-study")["spec"]["podMetadata"]["labels"]
-    labels = {**pod, **search_step(objects)["metadata"]["labels"]}
+    labels = {**pod, **controller_step(objects, step)["metadata"]["labels"]}
     assert selector["matchLabels"].items() <= labels.items()
     assert [expression["key"] for expression in selector["matchExpressions"]] == [STUDY_LABEL]
     assert STUDY_LABEL in labels

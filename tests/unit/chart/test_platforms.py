@@ -15,7 +15,7 @@ CILIUM = "cilium.io/v2/CiliumNetworkPolicy"
 IDS = ("runAsUser", "runAsGroup", "fsGroup")
 INSTANCE_LABEL = "workflows.argoproj.io/controller-instanceid"
 TEMPLATES = ("automonai-study", "automonai-predict", "automonai-train")
-PODS = [("study", step) for step in ("check", "search", "report", "finish")] + [
+PODS = [("study", step) for step in ("check", "search", "refit", "report", "finish")] + [
     ("predict", "predict"),
     ("train", "train"),
 ]
@@ -217,7 +217,7 @@ def test_minio_takes_keys_that_somebody_else_keeps(render: Render) -> None:
         for source in template_of(objects, f"automonai-{workflow}", step)["container"]["envFrom"]
         if "secretRef" in source
     ]
-    assert named == ["own-keys"] * 11
+    assert named == ["own-keys"] * (5 + len(PODS))
 
 
 @pytest.mark.parametrize(

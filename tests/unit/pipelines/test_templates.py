@@ -54,7 +54,12 @@ def test_every_parameter_of_the_form_is_one_that_the_steps_read(study: Template)
 
 def test_the_steps_come_one_after_the_other_and_the_exit_step_always(study: Template) -> None:
     entry = next(entry for entry in study["spec"]["templates"] if entry["name"] == study["spec"]["entrypoint"])
-    assert [[step["name"] for step in group] for group in entry["steps"]] == [["check"], ["search"], ["report"]]
+    assert [[step["name"] for step in group] for group in entry["steps"]] == [
+        ["check"],
+        ["search"],
+        ["refit"],
+        ["report"],
+    ]
     assert study["spec"]["onExit"] == "finish"
 
 
@@ -63,6 +68,7 @@ def test_only_the_steps_that_touch_jobs_run_as_the_controller(study: Template) -
     assert accounts == {
         "check": "@@stepAccount@@",
         "search": "@@controllerAccount@@",
+        "refit": "@@controllerAccount@@",
         "report": "@@stepAccount@@",
         "finish": "@@controllerAccount@@",
     }
@@ -73,6 +79,7 @@ def test_only_the_steps_that_touch_jobs_run_as_the_controller(study: Template) -
     [
         ("check", "[-1, 137, 143]"),
         ("search", "[-1, 75, 137, 143]"),
+        ("refit", "[-1, 75, 137, 143]"),
         ("report", "[-1, 75, 137, 143]"),
         ("finish", "[-1, 75, 137, 143]"),
     ],
