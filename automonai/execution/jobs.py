@@ -89,10 +89,8 @@ class JobTemplate(Record):
     """Limit of /dev/shm, which counts towards the pod's memory."""
     scratch: str | None = None
     """Limit of each writable folder beside the cache; None: the node's."""
-    cache_claim: str | None = None
-    """A PersistentVolumeClaim for datasets and preprocessed cases that runs share; None: each pod has its own."""
-    cache_size: str | None = None
-    """Limit of a pod's own cache; None: the node's."""
+    cache: JsonObject = {"emptyDir": {}}
+    """Volume of datasets and preprocessed cases, as in a pod's spec: one that runs share, or each pod's own."""
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
     affinity: JsonObject = {}
@@ -390,11 +388,8 @@ def _resources(template: JobTemplate, *, gpus: int) -> JsonObject:
 
 
 def _volumes(template: JobTemplate) -> list[JsonValue]:
-    cache: JsonObject = {"name": "cache", "emptyDir": _empty(template.cache_size)}
-    if template.cache_claim is not None:
-        cache = {"name": "cache", "persistentVolumeClaim": {"claimName": template.cache_claim}}
     volumes: list[JsonValue] = [
-        cache,
+        {"name": "cache", **template.cache},
         {"name": "scratch", "emptyDir": _empty(template.scratch)},
         {"name": "home", "emptyDir": _empty(template.scratch)},
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": template.shared_memory}},

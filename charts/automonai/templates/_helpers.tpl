@@ -70,13 +70,24 @@ AWS_CA_BUNDLE: /etc/automonai/ca/ca.crt
 {{- end }}
 {{- end -}}
 
-{{- /* The claim that all pods share; empty: each pod has its own cache. */ -}}
+{{- /* The claim that all pods share; empty: each node or each pod has its own cache. */ -}}
 {{- define "automonai.cacheClaim" -}}
 {{- $shared := or (eq .Values.cache.type "claim") (and (eq .Values.cache.type "auto") .Values.minio.enabled) -}}
 {{- if .Values.cache.existingClaim -}}
 {{- .Values.cache.existingClaim -}}
 {{- else if $shared -}}
 {{- include "automonai.fullname" . }}-cache
+{{- end -}}
+{{- end -}}
+
+{{- /* The volume of datasets and prepared cases, as in a pod's spec. */ -}}
+{{- define "automonai.cacheVolume" -}}
+{{- if include "automonai.cacheClaim" . -}}
+persistentVolumeClaim: {claimName: {{ include "automonai.cacheClaim" . | quote }}}
+{{- else if eq .Values.cache.type "node" -}}
+hostPath: {path: {{ .Values.cache.nodeFolder | quote }}, type: Directory}
+{{- else -}}
+emptyDir: {sizeLimit: {{ .Values.cache.size | quote }}}
 {{- end -}}
 {{- end -}}
 
@@ -230,10 +241,8 @@ containers:
 volumes:
   {{- if not .usesCache }}
   - {name: cache, emptyDir: {sizeLimit: 1Gi}}
-  {{- else if include "automonai.cacheClaim" $root }}
-  - {name: cache, persistentVolumeClaim: {claimName: {{ include "automonai.cacheClaim" $root | quote }}}}
   {{- else }}
-  - {name: cache, emptyDir: {sizeLimit: {{ $root.Values.cache.size | quote }}}}
+  - {{ merge (dict "name" "cache") (include "automonai.cacheVolume" $root | fromYaml) | toJson }}
   {{- end }}
   {{- with .scratch }}
   - {name: tmp, emptyDir: {sizeLimit: {{ . | quote }}}}

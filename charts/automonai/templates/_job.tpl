@@ -29,11 +29,7 @@ shared_memory: {{ $trial.sharedMemory | quote }}
 {{- with $trial.scratch }}
 scratch: {{ . | quote }}
 {{- end }}
-{{- with include "automonai.cacheClaim" . }}
-cache_claim: {{ . | quote }}
-{{- else }}
-cache_size: {{ .Values.cache.size | quote }}
-{{- end }}
+cache: {{ include "automonai.cacheVolume" . | fromYaml | toJson }}
 node_selector: {{ toJson $trial.nodeSelector }}
 tolerations: {{ toJson $trial.tolerations }}
 affinity: {{ include "automonai.cacheAffinity" (dict "root" . "affinity" $trial.affinity) }}

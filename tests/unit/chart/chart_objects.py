@@ -13,6 +13,9 @@ from automonai.domain.request import TrainRequest
 from automonai.domain.run import Run
 from automonai.execution.jobs import JobTemplate, StudyHandle, job_manifest
 
+READERS = (("study", "check"), ("predict", "predict"), ("train", "train"))
+"""Workflows' steps that read a dataset."""
+
 
 def by_name(objects: list[Object]) -> dict[tuple[str, str], Object]:
     return {(document["kind"], document["metadata"]["name"]): document for document in objects}
@@ -59,7 +62,7 @@ def pods_with_the_cache(objects: list[Object]) -> Iterator[tuple[str, Object, Ob
     """Yield name, labels and affinity of every pod that mounts the cache's claim, if there is one."""
     training = job_template(objects)
     yield "training", training.labels, training.affinity
-    for workflow, step in (("study", "check"), ("predict", "predict"), ("train", "train")):
+    for workflow, step in READERS:
         labels = template_of(objects, f"automonai-{workflow}", step)["metadata"]["labels"]
         yield step, labels, patch_of(objects, f"automonai-{workflow}", step).get("affinity", {})
     for document in objects:

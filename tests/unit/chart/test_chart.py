@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from chart_objects import (
+    READERS,
     by_name,
     egress,
     job_template,
@@ -268,6 +269,37 @@ def test_pods_go_anywhere_where_many_nodes_have_the_cache_or_each_its_own(name: 
         assert not affinity, where
 
 
+CLAIM: Object = {"persistentVolumeClaim": {"claimName": "automonai-cache"}}
+FOLDER: Object = {"hostPath": {"path": "/raid/automonai", "type": "Directory"}}
+OWN: Object = {"emptyDir": {"sizeLimit": "20Gi"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "volume"),
+    [
+        ("external-s3", (), CLAIM),
+        ("gpus", (), OWN),
+        ("gpus", ("--set", "cache.type=node,cache.nodeFolder=/raid/automonai"), FOLDER),
+    ],
+)
+def test_what_reads_datasets_has_the_cache_and_no_other_step(
+    name: str, more: tuple[str, ...], volume: Object, render: Render
+) -> None:
+    objects = render(name, *more)
+
+    def cache_of(pod: Object) -> Object:
+        return next(entry for entry in pod["volumes"] if entry["name"] == "cache")
+
+    pods = [patch_of(objects, f"automonai-{workflow}", step) for workflow, step in READERS]
+    for pod in (*pods, training_job(objects)["spec"]["template"]["spec"]):
+        assert cache_of(pod) == {"name": "cache", **volume}
+    for step in ("search", "refit", "report", "finish"):
+        assert cache_of(patch_of(objects, "automonai-study", step)) == {
+            "name": "cache",
+            "emptyDir": {"sizeLimit": "1Gi"},
+        }
+
+
 def test_a_required_affinity_of_yours_stays_alone_and_a_preferred_one_stays_beside(render: Render) -> None:
     yours = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "yours"}}}
     required = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [yours]}}
@@ -315,6 +347,11 @@ def test_every_account_that_opens_the_store_may_have_a_clouds_identity(render: R
             ["--set", "minio.enabled=true", "--set", "metrics.podMonitor.enabled=true,metrics.enabled=false"],
             ["argoproj.io/v1alpha1/WorkflowTemplate", "monitoring.coreos.com/v1"],
             "metrics.enabled is not",
+        ),
+        (
+            ["--set", "minio.enabled=true", "--set", "cache.existingClaim=scratch,cache.type=node"],
+            ["argoproj.io/v1alpha1/WorkflowTemplate"],
+            "cache.type=node and cache.existingClaim=scratch are set",
         ),
         (["--set", "minio.enabled=true", "--set", "trial.gpus=2"], [], "additional properties 'gpus' not allowed"),
         (["--set", "minio.enabled=true", "--set", "s3.endpoint=store:9000"], [], "does not match pattern"),

@@ -39,7 +39,7 @@ FULL = JobTemplate(
     limits={"memory": "32Gi"},
     gpus_per_run=2,
     scratch="20Gi",
-    cache_claim="automonai-cache",
+    cache={"persistentVolumeClaim": {"claimName": "automonai-cache"}},
     node_selector={"gpu": "a100"},
     tolerations=(Toleration(key="spot", operator="Exists", effect="NoSchedule"),),
     affinity={"nodeAffinity": {}},
