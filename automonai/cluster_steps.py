@@ -138,7 +138,7 @@ def refit(
     surroundings: Surroundings | None = None,
     api: ClusterApi | None = None,
 ) -> int:
-    """Be the study's controller from the end of its search until it is over; return the exit code.
+    """Be the study's controller until it is over, normally from the end of its search; return the exit code.
 
     0: it is over and has an ensemble. All else is as with `search`, arguments and exceptions, too.
     """

@@ -6,6 +6,7 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
+from automonai.documents import parse_yaml
 from automonai.errors import ClusterError, ObjectNotFoundError, UserError
 from automonai.storage import keys
 from automonai.storage.opening import is_remote, open_store
@@ -49,10 +50,14 @@ def stop(location: str, *, namespace: str, api: ClusterApi | None = None) -> tup
 
 
 def _is_for(workflow: Workflow, study: str) -> bool:
-    """Whether a Workflow was submitted for a study, by its parameter `name`."""
-    return any(
-        parameter.name == "name" and parameter.value == study for parameter in workflow.spec.arguments.parameters
-    )
+    """Whether a Workflow was submitted for a study, by its parameter `name` or, before that, its spec's."""
+    given = {parameter.name: parameter.value or "" for parameter in workflow.spec.arguments.parameters}
+    try:
+        spec = parse_yaml(given.get("spec", ""), where="parameter spec")
+    except UserError:
+        spec = None
+    name = spec.get("name") if isinstance(spec, dict) else None
+    return study == (name or given.get("name"))
 
 
 def logs(location: str, run_id: str, *, namespace: str, api: ClusterApi | None = None) -> str:

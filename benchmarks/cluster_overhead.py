@@ -21,7 +21,7 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any
 
-from automonai.domain.events import RunQueued
+from automonai.domain.events import RunQueued, SessionStarted
 from automonai.storage.journal import Journal
 from automonai.storage.opening import open_store
 
@@ -72,8 +72,13 @@ def main() -> None:
 
 
 def starts(study: str, namespace: str) -> list[Start]:
-    """Return how each run but the first started, in their order; those whose pods are gone are left out."""
-    queued = {event.run.id: event.at for event in Journal(open_store(study)).read() if isinstance(event, RunQueued)}
+    """Return how each run but a controller's first started, in their order; those whose pods are gone are left out."""
+    queued, is_first = dict[str, float](), True
+    for event in Journal(open_store(study)).read():
+        if isinstance(event, RunQueued) and not is_first:
+            queued[event.run.id] = event.at
+        if isinstance(event, RunQueued | SessionStarted):
+            is_first = isinstance(event, SessionStarted)
     name = study.rstrip("/").rpartition("/")[2]
     chosen = f"app.kubernetes.io/component=trial,automonai/study={name}"
     jobs = {run_of(job): job for job in objects(namespace, "jobs", "-l", chosen)}

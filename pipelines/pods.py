@@ -18,9 +18,9 @@ METRICS_PORT = 9109
 CACHE_LABEL = "automonai/cache"
 """Of the pods that mount the cache: the chart's podAffinity keeps them on one node where the volume needs that."""
 JOB_TEMPLATE_FOLDER = "/etc/automonai/job-template"
-_IN_VAIN = "^[a-z]+: OOMKilled|^Error applying PodSpecPatch"
-"""Of Argo's messages `main: OOMKilled (exit code 137)`, which begins with the container's name, and of a parameter that
-is no number where the pod needs one."""
+_IN_VAIN = "^[a-z]+: OOMKilled|^Error applying PodSpecPatch|^pods .[a-z0-9.-]+. is forbidden: violates PodSecurity"
+"""Of Argo's messages `main: OOMKilled (exit code 137)`, which begins with the container's name, of a parameter that is
+no number where the pod needs one, and of a pod that its namespace does not admit."""
 REPORT_FILE = "/tmp/report.html"  # noqa: S108 - of the container, where /tmp is a volume of the pod's own
 
 _OWN_VOLUMES = {"tmp": "/tmp", "home": "/home/automonai"}  # noqa: S108 - the root file system is read-only

@@ -163,7 +163,7 @@ def test_a_node_fetches_a_dataset_once_for_all_its_pods_if_it_keeps_them_in_a_fo
 
 
 def is_of(study: str, workflow: str, pod: dict[str, Any]) -> bool:
-    labels = pod["metadata"]["labels"]
+    labels = pod["metadata"].get("labels", {})
     return labels.get("automonai/study") == study or labels.get("workflows.argoproj.io/workflow") == workflow
 
 

@@ -190,10 +190,10 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     cluster.stop()
 
 
-def workflow(name: str, phase: str, study: str = "") -> dict[str, Any]:
-    parameters = [{"name": "name", "value": study}]
-    spec = {"arguments": {"parameters": parameters}}
-    return {"metadata": {"name": name}, "spec": spec, "status": {"phase": phase}}
+def workflow(name: str, phase: str, study: str = "", spec: str = "") -> dict[str, Any]:
+    parameters = [{"name": "name", "value": study}, {"name": "spec", "value": spec}]
+    asked = {"arguments": {"parameters": parameters}}
+    return {"metadata": {"name": name}, "spec": asked, "status": {"phase": phase}}
 
 
 def hold(bench: Bench) -> None:
@@ -431,6 +431,9 @@ def test_the_janitor_deletes_jobs_whose_workflow_is_over_or_gone(bench: Bench) -
 def test_stop_ends_the_workflow_that_holds_a_study_and_those_that_wait_for_it(bench: Bench) -> None:
     bench.start()
     bench.cluster.put("workflows", workflow("brain-next", "Pending", study="brain"))
+    bench.cluster.put("workflows", workflow("brain-too", "Pending", spec="name: brain"))
+    bench.cluster.put("workflows", workflow("liver-next", "Pending", study="brain", spec="name: liver"))
+    bench.cluster.put("workflows", workflow("faulty-abc", "Running", spec="name: ["))
     bench.cluster.put("workflows", workflow("brain-past", "Succeeded", study="brain"))
     bench.cluster.put("workflows", workflow("liver-abc", "Running", study="liver"))
     stopped: list[tuple[str, ...]] = []
@@ -439,9 +442,9 @@ def test_stop_ends_the_workflow_that_holds_a_study_and_those_that_wait_for_it(be
         stopped.append(cluster_studies.stop("s3://b/studies/brain", namespace="test", api=bench.cluster.api()))
 
     bench.search(Watching(after=1, act=stop))
-    assert stopped == [(WORKFLOW, "brain-next")]
+    assert stopped == [(WORKFLOW, "brain-next", "brain-too")]
     ended = {name for name, found in bench.cluster.objects["workflows"].items() if found["spec"].get("shutdown")}
-    assert ended == {WORKFLOW, "brain-next"}
+    assert ended == {WORKFLOW, "brain-next", "brain-too"}
     with pytest.raises(UserError, match="nothing to stop"):
         cluster_studies.stop("s3://b/studies/heart", namespace="test", api=bench.cluster.api())
 

@@ -348,11 +348,23 @@ def test_every_account_that_opens_the_store_may_have_a_clouds_identity(render: R
             ["argoproj.io/v1alpha1/WorkflowTemplate", "monitoring.coreos.com/v1"],
             "metrics.enabled is not",
         ),
-        (
-            ["--set", "minio.enabled=true", "--set", "cache.existingClaim=scratch,cache.type=node"],
-            ["argoproj.io/v1alpha1/WorkflowTemplate"],
-            "cache.type=node and cache.existingClaim=scratch are set",
+        *(
+            (
+                ["--set", f"minio.enabled=true,cache.existingClaim=scratch,cache.type={kind}"],
+                ["argoproj.io/v1alpha1/WorkflowTemplate"],
+                f"cache.type={kind} and cache.existingClaim=scratch are set",
+            )
+            for kind in ("node", "pod")
         ),
+        *(
+            (
+                ["--set", f"minio.enabled=true,cache.type=node,{missing}=null"],
+                ["argoproj.io/v1alpha1/WorkflowTemplate"],
+                "cache.type=node wants a folder that belongs to the pods' user",
+            )
+            for missing in ("cache.nodeFolder", "podSecurity.userId")
+        ),
+        (["--set", "minio.enabled=true,cache.nodeFolder=/var/../etc"], [], "does not match pattern"),
         (["--set", "minio.enabled=true", "--set", "trial.gpus=2"], [], "additional properties 'gpus' not allowed"),
         (["--set", "minio.enabled=true", "--set", "s3.endpoint=store:9000"], [], "does not match pattern"),
     ],

@@ -94,7 +94,7 @@ def test_a_step_is_repeated_after_a_disruption_and_after_the_check_when_a_servic
     assert vain == f"!(lastRetry.message matches '{IN_VAIN}')"
 
 
-IN_VAIN = "^[a-z]+: OOMKilled|^Error applying PodSpecPatch"
+IN_VAIN = "^[a-z]+: OOMKilled|^Error applying PodSpecPatch|^pods .[a-z0-9.-]+. is forbidden: violates PodSecurity"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,8 @@ IN_VAIN = "^[a-z]+: OOMKilled|^Error applying PodSpecPatch"
         ("main: OOMKilled (exit code 137): the log's last lines", True),
         ("wait: OOMKilled (exit code 137)", True),
         ("Error applying PodSpecPatch", True),
+        ('pods "brain-x7k2p-check-42" is forbidden: violates PodSecurity "restricted:latest": hostPath volumes', True),
+        ('pods "brain-x7k2p-check-42" is forbidden: exceeded quota: limit', False),
         ("main: Error (exit code 137)", False),
         ("main: Error (exit code 75): Error applying PodSpecPatch", False),
         ("main: Error (exit code 143): run t0001 is lost:\nmain: OOMKilled (exit code 137)", False),
