@@ -22,9 +22,11 @@ from automonai.domain.decisions import (
     most_seconds_per_epoch,
     needed_checkpoints,
     next_action,
+    overdue_runs,
     search_deadline_seconds,
 )
 from automonai.domain.events import (
+    ClockJumped,
     EnsembleFinished,
     EnsembleQueued,
     Event,
@@ -35,7 +37,6 @@ from automonai.domain.events import (
     RunStarted,
     SearchEnded,
     SessionStarted,
-    Slept,
     StudyEnded,
     TimePassed,
     TrialProposed,
@@ -44,7 +45,7 @@ from automonai.domain.facts import ENSEMBLE_RUN_ID
 from automonai.domain.plan import make_plan
 from automonai.domain.refit import choose_refit, refit_deadline_seconds
 from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, StudyData, TrainRequest
-from automonai.domain.run import FailureReason, Purpose, Result, Run, RunState, Trial
+from automonai.domain.run import FailureReason, LossCause, Purpose, Result, Run, RunState, Trial
 from automonai.domain.seeds import derive_seed
 from automonai.domain.study import Study
 from automonai.errors import LostTooOftenError, StopRequestedError
@@ -113,7 +114,8 @@ class Controller:
     watch: Watch = field(default_factory=Unwatched)
     clock: Callable[[], float] = time.time
     steady_clock: Callable[[], float] | None = None
-    """One that stands still while the machine sleeps: by it that is noticed. None: there is none."""
+    """One that nobody sets and that stands still while the machine sleeps: by it both are noticed. None: there is none.
+    """
     began: float | None = None
     """When this session began: the check of the dataset before it is part of the budget's time. None: now."""
     should_stop: Callable[[], bool] = lambda: False
@@ -163,13 +165,13 @@ def run_study(controller: Controller) -> Study:
 
 
 def _now(controller: Controller) -> float:
-    """Return the time for what is about to be written down or decided; if the machine slept before, that is first."""
+    """Return the time for what is about to be written down or decided; if the clock jumped before, that is first."""
     now, before = controller.clock(), controller.ahead
     if controller.steady_clock is None:
         return now
     controller.ahead = now - controller.steady_clock()
-    if before is not None and controller.ahead - before >= QUIET_SECONDS:
-        _record(controller, Slept(at=now))
+    if before is not None and abs(controller.ahead - before) >= QUIET_SECONDS:
+        _record(controller, ClockJumped(at=now))
     return now
 
 
@@ -185,8 +187,18 @@ def _note_quiet_time(controller: Controller) -> None:
 def _turn(controller: Controller) -> None:
     """Take what has come, do the next thing; where there is none, wait for what comes."""
     _take_reports(controller, controller.executor.poll(0.0))
+    _give_up_overdue(controller)
     if controller.executor.free_slots() == 0 or not _act(controller):
         _take_reports(controller, controller.executor.poll(POLL_SECONDS))
+
+
+def _give_up_overdue(controller: Controller) -> None:
+    """Let go what still waits for a worker when the search's time is over: the refit would wait for it."""
+    now = _now(controller)
+    for run_id in overdue_runs(controller.study, now):
+        controller.executor.cancel(run_id)
+        why = "no worker took it up before the search's time was spent"
+        _record(controller, RunLost(at=now, run_id=run_id, cause=LossCause.UNSCHEDULABLE, why=why))
 
 
 def _act(controller: Controller) -> bool:

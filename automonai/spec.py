@@ -288,7 +288,8 @@ class ExecutionSpec(_Section):
     max_parallel_runs: Annotated[int, Field(ge=1)] = 1
     """Trainings at once, each on its own GPU or its share of the cores."""
     max_retries: Annotated[int, Field(ge=0)] = 3
-    """How often a run that the infrastructure lost is queued again; one that waited for room on a cluster always is."""
+    """How often a run that the infrastructure lost is queued again; one that waited for room on a cluster is while its
+    search has time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     threads: Annotated[int, Field(ge=1)] | None = None

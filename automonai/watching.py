@@ -15,6 +15,7 @@ from rich.live import Live
 from automonai import terminal
 from automonai.controller import Watch
 from automonai.domain.events import (
+    ClockJumped,
     EnsembleFinished,
     EnsembleQueued,
     Event,
@@ -26,7 +27,6 @@ from automonai.domain.events import (
     RunStarted,
     SearchEnded,
     SessionStarted,
-    Slept,
     SpecChanged,
     StudyEnded,
     TrialProposed,
@@ -165,8 +165,8 @@ def event_words(event: Event, study: Study) -> str:
     match event:
         case SessionStarted():
             return f"study {study.spec.name} taken up by process {event.process} on {event.host}"
-        case Slept():
-            return "the machine slept, which counts for nothing"
+        case ClockJumped():
+            return "the clock jumped, as after a sleep, which counts for nothing"
         case SpecChanged():
             return "the spec's budget, execution or refit has changed"
         case TrialProposed():

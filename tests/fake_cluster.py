@@ -92,6 +92,18 @@ class FakeCluster:
         self.put("pods", {"metadata": {"name": name, "labels": labels}, "status": {"phase": phase, **(status or {})}})
         return name
 
+    def run_pod(self, pod: str) -> None:
+        """Start the container of a pod that was Pending."""
+        self.put("pods", copy.deepcopy(self.objects["pods"][pod]) | {"status": {"phase": "Running"}})
+
+    def refuse_pod(self, pod: str, reason: str) -> None:
+        """Let the node's kubelet not admit a pod: no container of it ever runs."""
+        with self._changed:
+            job = self._job_of(pod)
+            status = {"phase": "Failed", "reason": reason, "message": "the node does not take it"}
+            self.put("pods", copy.deepcopy(self.objects["pods"][pod]) | {"status": status})
+            self.end_job(job, "Failed", "BackoffLimitExceeded")
+
     def disrupt(self, pod: str, reason: str = "EvictionByEvictionAPI") -> None:
         """Take a pod away; the Job controller makes another, as the policy's Ignore says."""
         with self._changed:

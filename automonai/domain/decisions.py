@@ -19,6 +19,9 @@ HOPELESS_LATER = 500
 """The same once a run has completed: of a space in which little fits the memory many are refused in a row."""
 LOST_RUNS = 5
 """So many runs in a row that the infrastructure lost for good are no fault of theirs."""
+OVERDUE_SECONDS = 60.0
+"""A run that no worker has taken up so long after the search's time was spent may wait for a GPU for ever."""
+SPENT = "the search's share of the time is spent"
 OVERTIME = 1.25
 """A run's first steps may foretell so much more time than its search has left: they are few, and noisy."""
 
@@ -139,8 +142,9 @@ def next_action(study: Study, now: float) -> Action:
         if any(record.state is RunState.RUNNING for record in study.open_runs):
             return Wait()  # one bad node or GPU may have lost them all, and an answer from another one says so
         return GiveUp(f"{len(lost)} runs in a row were lost for good; {lost[-1].run_id} was {lost[-1].message}")
+    is_late = study.search_ended is not None or is_overdue(study, now)
     for record in study.runs.values():
-        if record.state is RunState.LOST:
+        if record.state is RunState.LOST and not (is_late and record.run.purpose is Purpose.SEARCH):
             return Queue(record.run, record.resume_from)
     match study.phase:
         case Phase.SEARCH:
@@ -149,6 +153,19 @@ def next_action(study: Study, now: float) -> Action:
             return _next_in_refit(study)
         case _:
             return _next_in_ensemble(study)
+
+
+def is_overdue(study: Study, now: float) -> bool:
+    """Whether a search with a result has used up its time, and some more: what has not begun by now is given up."""
+    if study.spec.budget.time is None or study.search_ended is not None or study.incumbent is None:
+        return False
+    return study.elapsed_seconds(now) >= search_seconds(study) + OVERDUE_SECONDS
+
+
+def overdue_runs(study: Study, now: float) -> tuple[str, ...]:
+    """Return the ids of the search's runs that no worker has taken up although its time is over."""
+    waiting = [record.run for record in study.search_records() if record.state is RunState.QUEUED]
+    return tuple(run.id for run in waiting) if waiting and is_overdue(study, now) else ()
 
 
 def needed_checkpoints(study: Study) -> set[str]:
@@ -222,7 +239,7 @@ def search_deadline_seconds(study: Study, run: Run, *, now: float) -> float | No
 
 
 def _next_in_search(study: Study, now: float) -> Action:
-    refused = ""
+    refused = SPENT if is_overdue(study, now) else ""
     is_endless = study.spec.search.sampler is not SamplerName.GRID
     if is_endless and (failed := study.failures_in_a_row) >= (HOPELESS_LATER if study.incumbent else HOPELESS):
         which = "last" if study.incumbent else "first"
@@ -277,7 +294,7 @@ def _why_not(study: Study, action: Propose | Queue, now: float) -> str:
     if isinstance(action, Propose) and action.bracket >= study.brackets_opened and study.trials:
         half = _bracket_seconds(study, action.bracket) / 2  # a bracket that cannot come half way is not opened
         cost = max(cost, half)  # nor one whose first run would not be queued
-    return "the search's share of the time is spent" if cost > left or left <= 0 else ""
+    return SPENT if cost > left or left <= 0 else ""
 
 
 def _natural_end(study: Study) -> str:

@@ -46,10 +46,10 @@ class TimePassed(_Event):
     kind: Literal["time_passed"] = "time_passed"
 
 
-class Slept(_Event):
-    """The controller's machine slept: since the event before this one no time was spent."""
+class ClockJumped(_Event):
+    """The machine slept, or somebody set its clock: between the event before this one and this no time was spent."""
 
-    kind: Literal["slept"] = "slept"
+    kind: Literal["clock_jumped"] = "clock_jumped"
 
 
 class SpecChanged(_Event):
@@ -162,7 +162,7 @@ Event = Annotated[
     StudyStarted
     | SessionStarted
     | TimePassed
-    | Slept
+    | ClockJumped
     | SpecChanged
     | TrialProposed
     | RunQueued

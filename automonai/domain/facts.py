@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Self
 
 from automonai.domain.events import (
+    ClockJumped,
     EnsembleFinished,
     EnsembleQueued,
     Event,
@@ -20,7 +21,6 @@ from automonai.domain.events import (
     RunStarted,
     SearchEnded,
     SessionStarted,
-    Slept,
     SpecChanged,
     StudyEnded,
     StudyStarted,
@@ -101,7 +101,8 @@ class Facts:
     """Brackets that `decisions` found to have ended; only spares looking at them again."""
     resumes: int = 0
     """How often a controller has taken up what another one left unfinished."""
-    session_began: float = 0.0
+    finished_before: int = 0
+    """How many of the finished runs are of earlier sessions."""
     _stretches: list[tuple[float, float]] = field(default_factory=list)
     """Begin and last event of each time in which a controller was at work, its machine awake."""
     _disruptions: set[tuple[str, str]] = field(default_factory=set)
@@ -133,7 +134,7 @@ class Facts:
         """Take one event into account."""
         if isinstance(event, SessionStarted):
             self._begin_session(event.at)
-        elif isinstance(event, Slept):
+        elif isinstance(event, ClockJumped):
             self._begin_stretch(event.at)
         elif self._stretches:
             began, last = self._stretches[-1]
@@ -158,14 +159,14 @@ class Facts:
     def _begin_session(self, at: float) -> None:
         is_first_after_search = self.search_ended is not None and self.refit is None
         self.resumes += bool(self._stretches) and not is_first_after_search
-        self.session_began = at
         self.ensemble_strikes = 0
         self._revive_lost()
+        self.finished_before = len(self.finished)
         self._begin_stretch(at)
 
     def _begin_stretch(self, at: float) -> None:
-        """Go on where the last stretch ended: a night between them is no time that runs took."""
-        pause = max(0.0, at - self._stretches[-1][1]) if self._stretches else 0.0
+        """Go on where the last stretch ended: a night between them is no time that runs took, nor a clock set back."""
+        pause = at - self._stretches[-1][1] if self._stretches else 0.0
         self._stretches.append((at, at))
         if self.ensemble_started_at is not None:
             self.ensemble_started_at += pause

@@ -74,10 +74,9 @@ class Study(Facts):
     def lost_in_a_row(self) -> list[Result]:
         """Return the results of the runs that were lost for good in this session since one had an answer of its own."""
         lost: list[Result] = []
-        for run_id in reversed(self.finished):
+        for run_id in reversed(self.finished[self.finished_before :]):
             record = self.runs[run_id]
-            is_old = record.finished_at is None or record.finished_at < self.session_began
-            if is_old or record.result is None or not record.is_lost_for_good:
+            if record.result is None or not record.is_lost_for_good:
                 break
             lost.insert(0, record.result)
         return lost

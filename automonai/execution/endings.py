@@ -19,6 +19,8 @@ class Loss:
 
     cause: LossCause
     why: str
+    is_by_refusal: bool = False
+    """Whether a node did not admit its pod: that node looks free, and would get the next attempt at once."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Limits:
     max_disruptions: int
     pending_seconds: float
     image_seconds: float
+    leaving_seconds: float
+    """A pod that is still there so long after it was told to leave is on a node that is lost."""
 
 
 @dataclass
@@ -71,8 +75,6 @@ class Sighting:
 
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-LEAVING_SECONDS = 300.0
-"""A pod that is still there so long after it should have left is on a node that is lost."""
 _DISRUPTED_BY_LOST_NODE = ("DeletionByTaintManager", "DeletionByPodGC")
 """Reasons of the DisruptionTarget condition; Kubernetes' documentation, "Pod disruption conditions"."""
 _CANNOT_START = (
@@ -92,7 +94,8 @@ def take_note(sighting: Sighting, now: float) -> None:
     """Set a sighting's clocks by what it now holds."""
     pod, job = sighting.newest_pod, sighting.job
     is_held = job is not None and job.spec.suspend
-    is_idle = pod is None or pod.status.phase == "Pending" or (pod.has_ended and not _has_ended(sighting))
+    has_none = pod is None or pod.metadata.uid in sighting.gone
+    is_idle = has_none or pod.status.phase == "Pending" or (pod.has_ended and not _has_ended(sighting))
     sighting.waiting_since = None if is_held or not is_idle else _earlier(sighting.waiting_since, now)
     is_failing = pod is not None and not pod.has_ended and _cannot_start(pod) is not None
     sighting.failing_since = _earlier(sighting.failing_since, now) if is_failing else None
@@ -115,9 +118,9 @@ def loss_of(sighting: Sighting, limits: Limits, now: float) -> Loss | None:
     return _waited_too_long(sighting, limits, now)
 
 
-def is_stuck(sighting: Sighting, now: float) -> bool:
+def is_stuck(sighting: Sighting, limits: Limits, now: float) -> bool:
     """Whether a pod should be gone since long: nobody will hear of it again."""
-    return sighting.leaving_since is not None and now - sighting.leaving_since >= LEAVING_SECONDS
+    return sighting.leaving_since is not None and now - sighting.leaving_since >= limits.leaving_seconds
 
 
 def disruption_cause(pod: Pod) -> LossCause:
@@ -174,7 +177,7 @@ def _refusal(pod: Pod) -> Loss | None:
     if not pod.has_ended or not (pod.status.reason or pod.status.message):
         return None
     words = ": ".join(filter(None, (pod.status.reason, pod.status.message)))
-    return Loss(LossCause.UNSCHEDULABLE, f"its node refused its pod: {words}")
+    return Loss(LossCause.UNSCHEDULABLE, f"its node refused its pod: {words}", is_by_refusal=True)
 
 
 def _disruptions(sighting: Sighting) -> Loss:
@@ -187,8 +190,9 @@ def _disruptions(sighting: Sighting) -> Loss:
 
 def _waited_too_long(sighting: Sighting, limits: Limits, now: float) -> Loss | None:
     pod = sighting.newest_pod
-    if is_stuck(sighting, now):
-        return Loss(LossCause.NODE_LOST, f"its pod should have left {LEAVING_SECONDS:.0f} s ago: its node is lost")
+    if is_stuck(sighting, limits, now):
+        why = f"its pod was told to leave {limits.leaving_seconds:.0f} s ago and is still there: its node is lost"
+        return Loss(LossCause.NODE_LOST, why)
     if sighting.failing_since is not None and now - sighting.failing_since >= limits.image_seconds:
         waiting = _cannot_start(pod) if pod is not None else None
         words = f"{waiting.reason}: {waiting.message}" if waiting is not None else "no reason given"
@@ -196,7 +200,7 @@ def _waited_too_long(sighting: Sighting, limits: Limits, now: float) -> Loss | N
     if sighting.waiting_since is None or now - sighting.waiting_since < limits.pending_seconds:
         return None
     waited = f"{limits.pending_seconds:.0f} s"
-    if pod is None or pod.has_ended:
+    if pod is None or pod.has_ended or pod.metadata.uid in sighting.gone:
         return Loss(
             LossCause.QUOTA, f"its Job could not make a pod for {waited}: a quota or an admission rule refuses it"
         )

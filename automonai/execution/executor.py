@@ -56,7 +56,7 @@ def pause_before(strikes: int) -> float:
 
     Nothing else gets the slot meanwhile, so that a search proposes the same whatever is lost.
     """
-    return min(LONGEST_PAUSE_SECONDS, 5.0 * 4 ** (strikes - 1)) if strikes else 0.0
+    return min(LONGEST_PAUSE_SECONDS, 5.0 * 4 ** (min(strikes, 9) - 1)) if strikes else 0.0
 
 
 class Executor(Protocol):

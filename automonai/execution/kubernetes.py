@@ -39,6 +39,10 @@ _LOG_END = 4096
 """Characters in which a log's last message is looked for."""
 TICK_SECONDS = 0.5
 """Creations that were put off and limits on waiting are looked at this often while nothing else happens."""
+BLIND_SECONDS, CATCH_UP_SECONDS = 5.0, 0.2
+"""After so long without a look the watches get so much time to tell what happened, before anything is judged by it."""
+LEAVING_SECONDS = 300.0
+"""Beyond what a pod is granted to leave: longer than a busy node takes."""
 
 
 class KubernetesExecutor:
@@ -76,9 +80,13 @@ class KubernetesExecutor:
             max_disruptions=template.max_disruptions,
             pending_seconds=template.pending_seconds,
             image_seconds=template.image_seconds,
+            leaving_seconds=LEAVING_SECONDS + template.grace_seconds,
         )
         self._jobs: dict[str, TrackedJob] = {}
         """By run id."""
+        self._refusals: dict[str, int] = {}
+        """Run id to how often in a row a node did not admit its pod."""
+        self._judged_at = clock()
         self._notices: list[Notice] = []
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._watchers: tuple[Watcher, ...] = ()
@@ -99,9 +107,10 @@ class KubernetesExecutor:
         name = job_name(self._study, request)
         now = self._clock()
         job = TrackedJob(request=request, name=name, since=now, tell=self._notices.append)
-        if request.strikes and not self._is_there(name):
-            # A node that refuses pods looks free, and would get the next attempt again.
-            job.next_try_at = now + pause_before(request.strikes)
+        pause = pause_before(max(request.strikes, self._refusals.get(request.run_id, 0)))
+        job.is_there = (pause > 0 or not self._has_slot()) and self._is_there(name)
+        if not job.is_there:
+            job.next_try_at = now + pause
         self._jobs[request.run_id] = job
         job.is_answered = self._store.exists(keys.answer(request.run_id))
         self._attend(job)
@@ -111,7 +120,8 @@ class KubernetesExecutor:
         self._take_news(0.0)
         while True:
             self._refuse_to_be_blind()
-            reports = [report for job in list(self._jobs.values()) if (report := self._report_of(job))]
+            now = self._time_of_news()
+            reports = [report for job in list(self._jobs.values()) if (report := self._report_of(job, now))]
             wait_seconds = deadline - time.monotonic()
             if reports or wait_seconds <= 0:
                 return reports
@@ -151,6 +161,23 @@ class KubernetesExecutor:
             if not watcher.is_watching():
                 raise ClusterError(f"nobody watches the {watcher.kind} any more; a successor will", status=UNREACHABLE)
 
+    def _time_of_news(self) -> float:
+        """Return the time by which to judge; what the watches told until then has been taken note of.
+
+        A look at a store that was away, or a process that was stopped for a while, must not make a Job old whose news
+        lies in the queue.
+        """
+        if self._clock() - self._judged_at > BLIND_SECONDS:
+            deadline = time.monotonic() + CATCH_UP_SECONDS
+            while (left := deadline - time.monotonic()) > 0:
+                self._take_news(left)
+        self._judged_at = self._clock()
+        return self._judged_at
+
+    def _has_slot(self) -> bool:
+        """Whether another Job may be made: a study that was stopped may have more open runs than it has slots now."""
+        return sum(bool(job.uid) for job in self._jobs.values()) < self._slots
+
     def _is_there(self, name: str) -> bool:
         """Whether a predecessor has made that Job; what the API does not say now is found out when it is to be made."""
         try:
@@ -164,7 +191,8 @@ class KubernetesExecutor:
             return
         try:
             if not job.uid and job.loss is None:
-                self._create(job)
+                if job.is_there or self._has_slot():
+                    self._create(job)
             elif job.is_missing:
                 self._look_for(job)
             elif job.lacks_pods:
@@ -193,7 +221,7 @@ class KubernetesExecutor:
         """
         found = self._api.find_job(job.name)
         if found is None or found.metadata.deletion_timestamp is not None:
-            job.put_off(self._clock())
+            job.note_blocked(self._clock())
             return
         workflow = "" if self._owner is None else self._owner.name
         if found.metadata.labels.get(WORKFLOW_LABEL, "") != workflow:
@@ -239,15 +267,15 @@ class KubernetesExecutor:
         job = self._jobs.get(thing.metadata.labels.get(RUN_LABEL, ""))
         return job if job is not None and job.owns(thing) else None
 
-    def _report_of(self, job: TrackedJob) -> Report | None:
+    def _report_of(self, job: TrackedJob, now: float) -> Report | None:
         """Do what is due for a request; return what became of it once that is settled."""
-        now = self._clock()
         self._attend(job)
         job.note_time(now)
         if self._has_answer(job):
             if not job.is_answered:  # the Job's end may be heard of before its pod's start
                 job.note_start()
             del self._jobs[job.run_id]
+            self._refusals.pop(job.run_id, None)
             return Report(run_id=job.run_id)
         job.is_news = False
         if job.loss is None:
@@ -257,9 +285,12 @@ class KubernetesExecutor:
             logger.warning("lost: %s", job.loss.why, extra=job.ids)
             self._keep_log(job)
             self._attend(job)
-        if not job.is_settled(now):
+        if not job.is_settled(self._limits, now):
             return None
         del self._jobs[job.run_id]
+        refusals = self._refusals.pop(job.run_id, 0)
+        if job.loss.is_by_refusal:
+            self._refusals[job.run_id] = refusals + 1
         return Report(run_id=job.run_id, lost=job.loss.why, cause=job.loss.cause)
 
     def _has_answer(self, job: TrackedJob) -> bool:

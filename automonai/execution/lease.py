@@ -31,11 +31,13 @@ WORKFLOW_ANNOTATION = "automonai/workflow"
 class HeldLease:
     """A study's Lease in this controller's hands."""
 
-    def __init__(self, api: ClusterApi, lease: Lease, *, study: str, identity: str, workflow: str | None) -> None:
-        """Remember what is held; `start` keeps it."""
+    def __init__(
+        self, api: ClusterApi, lease: Lease, *, asked_at: float, study: str, identity: str, workflow: str | None
+    ) -> None:
+        """Remember what is held since it was asked for, at a monotonic time; `start` keeps it."""
         self._api, self._lease = api, lease
         self._study, self._identity, self._workflow = study, identity, workflow
-        self._renewed_at = time.monotonic()
+        self._renewed_at = asked_at
         self._lost = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
@@ -94,7 +96,8 @@ class HeldLease:
             if current is None or current.spec.holder_identity != self._identity:
                 self._lost.set()
             else:
-                self._lease = current  # our own write, whose answer did not reach us
+                self._lease = current  # our own write of some time ago, whose answer did not reach us
+                self._write(holder=self._identity)
 
     def _write(self, *, holder: str | None) -> None:
         name = self._lease.metadata.name
@@ -117,8 +120,8 @@ def leased(api: ClusterApi, study: str, *, identity: str, workflow: str | None =
             waited, as is the end of this workflow's own earlier controller.
         ClusterError: If the API refuses it, or does not answer for long.
     """
-    lease = _acquire(api, study, identity=identity, workflow=workflow, sleep=time.sleep, clock=time.monotonic)
-    held = HeldLease(api, lease, study=study, identity=identity, workflow=workflow)
+    lease, asked_at = _acquire(api, study, identity=identity, workflow=workflow, sleep=time.sleep, clock=time.monotonic)
+    held = HeldLease(api, lease, asked_at=asked_at, study=study, identity=identity, workflow=workflow)
     held.start()
     try:
         yield held
@@ -147,8 +150,11 @@ def _acquire(
     workflow: str | None,
     sleep: Callable[[float], None],
     clock: Callable[[], float],
-) -> Lease:
-    """Take the Lease once nobody has renewed it for its length by our own clock: clocks of two nodes may differ."""
+) -> tuple[Lease, float]:
+    """Take the Lease once nobody has renewed it for its length by our own clock: clocks of two nodes may differ.
+
+    Return it and when it was asked for: others count its time from then, however late the answer came.
+    """
     seen, since = "", clock()
     started = since
     while True:
@@ -163,6 +169,7 @@ def _acquire(
                 is_free = clock() - since >= LEASE_SECONDS
             else:
                 is_free = True
+            asked_at = clock()
             taken = _take(api, study, current, identity=identity, workflow=workflow) if is_free else None
         except ClusterError as error:
             patience = STARTING_SECONDS if error.is_refusal else UNREACHABLE_SECONDS if error.is_passing else 0.0
@@ -171,7 +178,7 @@ def _acquire(
             logger.warning("the Lease of study %s cannot be had: %s; trying again", study, error)
             taken = None
         if taken is not None:
-            return taken
+            return taken, asked_at
         sleep(LOOK_SECONDS)
 
 

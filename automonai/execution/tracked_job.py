@@ -12,7 +12,6 @@ from automonai.errors import ClusterError
 from automonai.execution.cluster_api import FORBIDDEN, STARTING_SECONDS, WatchEvent
 from automonai.execution.cluster_objects import Change, Job, Pod
 from automonai.execution.endings import (
-    LEAVING_SECONDS,
     Limits,
     Loss,
     Sighting,
@@ -47,6 +46,8 @@ class TrackedJob:
     """Whether the store had the answer before any Job was made."""
     uid: str = ""
     """The Job's; empty until it is made or adopted."""
+    is_there: bool = False
+    """Whether a predecessor has made its Job, which is adopted whether a slot is free or not."""
     is_missing: bool = False
     """Whether a list lacked the Job: it is asked for by name."""
     is_deletion_asked: bool = False
@@ -64,6 +65,8 @@ class TrackedJob:
     """Of requests to the API in a row."""
     _refused_since: float | None = None
     """When the API began to refuse us; None while it does not."""
+    _blocked_since: float | None = None
+    """Since when a Job of its name that is being deleted is in its way."""
     _refusal: str = ""
     """The quota's words when its Job was refused last."""
     _disrupted: set[str] = field(default_factory=set)
@@ -107,7 +110,8 @@ class TrackedJob:
 
     def made(self, uid: str, *, is_adopted: bool = False) -> None:
         """Take note that its Job is there."""
-        self.uid, self.is_adopted, self._failures, self._refused_since = uid, is_adopted, 0, None
+        self.uid, self.is_adopted, self._failures = uid, is_adopted, 0
+        self._refused_since = self._blocked_since = None
 
     def may_be_refused(self, now: float, error: ClusterError) -> bool:
         """Whether a refusal may only mean that the API server has just been started; if it lasts, it does not."""
@@ -123,6 +127,11 @@ class TrackedJob:
         self._refusal = str(error) if error is not None and error.status == FORBIDDEN else ""
         if error is not None:
             logger.warning("it has to wait: %s; trying again", error, extra=self.ids)
+
+    def note_blocked(self, now: float) -> None:
+        """Take note that an earlier Job of its name is still being deleted."""
+        self._blocked_since = now if self._blocked_since is None else self._blocked_since
+        self.put_off(now)
 
     def note(self, thing: Job | Pod) -> None:
         """Take note of a Job or pod of its own."""
@@ -176,11 +185,12 @@ class TrackedJob:
         """Set why it is lost if no answer can come of it any more."""
         self.loss, self._lost_at = self._find_loss(limits, now), now
 
-    def is_settled(self, now: float) -> bool:
-        """Whether a lost run may be tried again: nothing of it is left, or its node is lost for good."""
-        if is_stuck(self.sighting, now) or now - self._lost_at >= LEAVING_SECONDS:
-            return True
-        return self.sighting.is_quiet and not self.needs_deletion
+    def is_settled(self, limits: Limits, now: float) -> bool:
+        """Whether a lost run may be tried again: its Job goes, and no pod of it is left or its node is lost."""
+        if self.needs_deletion:
+            return False
+        is_over = is_stuck(self.sighting, limits, now) or now - self._lost_at >= limits.leaving_seconds
+        return is_over or self.sighting.is_quiet
 
     def _note_disruption(self, pod: Pod) -> None:
         self._disrupted.add(pod.metadata.uid)
@@ -193,4 +203,6 @@ class TrackedJob:
             return None if self.lacks_pods else loss_of(self.sighting, limits, now)
         if self._refusal and now - self.since >= limits.pending_seconds:
             return Loss(LossCause.QUOTA, f"its Job was refused for {limits.pending_seconds:.0f} s: {self._refusal}")
+        if self._blocked_since is not None and now - self._blocked_since >= limits.leaving_seconds:
+            return Loss(LossCause.DELETED, f"Job {self.name} is being deleted, and does not go: its node may be lost")
         return None

@@ -8,13 +8,14 @@ import pytest
 from studies import Bench, make_spec, train
 
 from automonai.domain import decisions
-from automonai.domain.decisions import LOST_RUNS
+from automonai.domain.decisions import LOST_RUNS, OVERDUE_SECONDS, SPENT
 from automonai.domain.events import SessionStarted, StudyStarted, TimePassed
 from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Purpose, Result, RunState
 from automonai.domain.study import Study
 from automonai.errors import LostTooOftenError
 from automonai.execution.executor import Report, pause_before
+from automonai.execution.fake import FakeExecutor
 from automonai.spec import ExecutionSpec
 from automonai.storage.journal import Journal
 
@@ -51,6 +52,21 @@ def test_runs_that_are_all_lost_stop_the_controller_and_not_the_study() -> None:
     study = bench.run()
     assert study.ended.succeeded
     assert not any(record.result.reason is FailureReason.LOST for record in study.runs.values() if record.result)
+
+
+def test_runs_that_are_all_lost_stop_the_controller_whatever_the_clock_says() -> None:
+    bench = Bench(make_spec(iterations=3))
+
+    def lose(request: Asked) -> str | None:
+        if isinstance(request, EnsembleRequest) or request.run.trial <= 3:
+            return None
+        bench.clock.now -= 3600.0
+        return "away"
+
+    with pytest.raises(LostTooOftenError, match=f"{LOST_RUNS} runs in a row were lost for good"):
+        bench.run(executor=bench.executor(lose=lose))
+    left = Study.replay(Journal(bench.store).read())
+    assert sum(r.result is not None and r.result.reason is FailureReason.LOST for r in left.runs.values()) == LOST_RUNS
 
 
 def test_refits_that_are_all_lost_are_trained_by_the_next_session() -> None:
@@ -153,3 +169,62 @@ def test_a_clock_that_is_set_back_takes_no_time_away() -> None:
     )
     assert study.elapsed_seconds(200.0) == 600.0
     assert study.elapsed_at(5000.0) == 600.0
+
+
+class FullCluster(FakeExecutor):
+    """Has no room for some trials: their runs wait for ever, or until they are cancelled."""
+
+    def __init__(self, bench: Bench, homeless: Callable[[int], bool]) -> None:
+        known = bench.executor()
+        super().__init__(bench.store, bench.clock, train, known.choose, seconds=known.seconds, slots=known.slots)
+        self.homeless, self.waiting, self.cancelled = homeless, set[str](), list[str]()
+
+    def free_slots(self) -> int:
+        return super().free_slots() - len(self.waiting)
+
+    def submit(self, request: Asked) -> None:
+        is_search = isinstance(request, TrainRequest) and request.run.purpose is Purpose.SEARCH
+        if is_search and self.homeless(request.run.trial):
+            self.waiting.add(request.run_id)
+        else:
+            super().submit(request)
+
+    def cancel(self, run_id: str) -> None:
+        self.waiting.remove(run_id)
+        self.cancelled.append(run_id)
+
+
+@pytest.mark.parametrize("homeless", [{5}, {5, 7}])
+def test_what_finds_no_room_is_given_up_with_the_searchs_time(homeless: set[int]) -> None:
+    bench = Bench(make_spec(parallel=2, time=600, refit_share=0.5))
+    executor = FullCluster(bench, homeless.__contains__)
+    study = bench.run(executor=executor)
+    assert study.ended.succeeded
+    assert study.search_ended.why == SPENT
+    assert study.elapsed_at(study.search_ended.at) < 300 + OVERDUE_SECONDS + 10
+    assert executor.cancelled == [f"trial-{trial:04}-epochs-0001-fold-0" for trial in sorted(homeless)]
+    assert {study.runs[run_id].state for run_id in executor.cancelled} == {RunState.LOST}
+    assert Study.replay(Journal(bench.store).read()).losses[LossCause.UNSCHEDULABLE] == len(homeless)
+
+
+def test_without_any_result_a_search_waits_for_room_whatever_its_time() -> None:
+    bench = Bench(make_spec(parallel=2, time=600, refit_share=0.5))
+    executor = FullCluster(bench, lambda trial: True)
+    study = bench.run(executor=executor, should_stop=lambda: bench.clock.now > 50_000)
+    assert study.search_ended is None
+    assert len(executor.waiting) == 2
+
+
+def test_a_run_that_is_lost_after_the_searchs_time_is_not_tried_again() -> None:
+    bench = Bench(make_spec(parallel=2, time=600, refit_share=0.5))
+
+    def lose(request: Asked) -> str | None:
+        return "no room" if isinstance(request, TrainRequest) and request.run.trial == 5 else None
+
+    def seconds(request: Asked) -> float:
+        return 1000.0 if lose(request) else float(isinstance(request, EnsembleRequest) or request.run.budget_epochs)
+
+    executor = bench.executor(lose=lose, seconds=seconds)
+    study = bench.run(executor=executor)
+    assert study.ended.succeeded
+    assert executor.trained.count("trial-0005-epochs-0001-fold-0") == 1

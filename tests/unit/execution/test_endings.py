@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from automonai.domain.run import LossCause
 from automonai.execution.cluster_objects import Job, Pod
 from automonai.execution.endings import Limits, Sighting, loss_of, take_note
 
-LIMITS = Limits(max_disruptions=2, pending_seconds=60, image_seconds=20)
+LIMITS = Limits(max_disruptions=2, pending_seconds=60, image_seconds=20, leaving_seconds=330)
+LEFT_AT = datetime(2026, 1, 1, tzinfo=UTC)
 FAILED_JOB = {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}
 
 
@@ -56,3 +58,25 @@ def test_a_pod_that_cannot_start_on_its_node_is_not_said_to_have_none() -> None:
     loss = loss_of(seen, LIMITS, 61.0)
     assert loss is not None
     assert loss.why.startswith("its pod has a node, but for 60 s no container")
+
+
+def test_a_pod_that_is_gone_is_waited_for_as_one_that_was_never_made() -> None:
+    seen = sighting({"phase": "Running"})
+    seen.gone.add("1")
+    take_note(seen, 100.0)
+    assert loss_of(seen, LIMITS, 159.0) is None
+    loss = loss_of(seen, LIMITS, 161.0)
+    assert loss is not None
+    assert loss.cause is LossCause.QUOTA
+
+
+def test_a_pod_that_was_told_to_leave_may_take_what_it_was_granted() -> None:
+    seen = sighting({"phase": "Running"})
+    seen.pods["1"] = seen.pods["1"].model_copy(
+        update={"metadata": seen.pods["1"].metadata.model_copy(update={"deletion_timestamp": LEFT_AT})}
+    )
+    take_note(seen, 0.0)
+    assert loss_of(seen, LIMITS, 329.0) is None
+    loss = loss_of(seen, LIMITS, 331.0)
+    assert loss is not None
+    assert loss.cause is LossCause.NODE_LOST

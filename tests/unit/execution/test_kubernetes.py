@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
-from job_bench import Bench, disruptions, eventually, lost, news, request, settle
+from job_bench import TEMPLATE, Bench, disruptions, eventually, lost, news, request, settle
 
 from automonai.domain.run import LossCause, RunState
 from automonai.errors import ClusterError
@@ -99,9 +99,9 @@ def test_a_pod_that_never_leaves_is_on_a_lost_node(bench: Bench) -> None:
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     bench.cluster.put("pods", leaving)
     settle(executor)
-    bench.clock.now = 299
+    bench.clock.now = 299 + TEMPLATE.grace_seconds
     assert settle(executor) == []
-    bench.clock.now = 301
+    bench.clock.now = 301 + TEMPLATE.grace_seconds
     assert "its node is lost" in lost(executor, LossCause.NODE_LOST)
     assert bench.cluster.count("GET", "/log") == 0, "the lost node's kubelet would be waited for"
 
@@ -219,6 +219,111 @@ def test_the_next_attempt_is_another_job(bench: Bench) -> None:
     bench.clock.now = 6
     assert settle(executor) == []
     assert len(bench.cluster.objects["jobs"]) == 2
+
+
+def test_a_node_that_does_not_admit_pods_gets_the_next_one_later_each_time(bench: Bench) -> None:
+    executor = bench.executor()
+    for attempt, pause in enumerate((0, 5, 20, 80)):
+        executor.submit(request(attempt=attempt).model_copy(update={"strikes": 0}))
+        if pause:
+            bench.clock.now += pause - 1
+            assert settle(executor) == []
+            assert bench.cluster.objects["jobs"] == {}
+            bench.clock.now += 2
+            assert settle(executor) == []
+        pod = bench.cluster.start_pod(bench.cluster.only_job(), phase="Pending")
+        bench.cluster.refuse_pod(pod, "UnexpectedAdmissionError")
+        assert "its node refused its pod" in lost(executor, LossCause.UNSCHEDULABLE)
+        bench.cluster.delete("jobs", bench.cluster.only_job()["metadata"]["name"])
+
+
+def test_a_job_is_not_judged_by_news_that_lies_in_the_queue(bench: Bench) -> None:
+    executor = bench.executor()
+    first = bench.start(executor, 1)
+    executor.submit(request(2))
+    state = {"waiting": {"reason": "ErrImagePull", "message": "timeout"}}
+    status = {"containerStatuses": [{"name": "main", "state": state}]}
+    second = bench.cluster.start_pod(list(bench.cluster.objects["jobs"].values())[-1], phase="Pending", status=status)
+    assert settle(executor) == []
+    exists = bench.store.exists
+
+    def slow(key: str) -> bool:
+        """Answer after so long that the second run's image has come, as a store does that is being started again."""
+        if bench.clock.now == 0 and request(1).run_id in key:
+            bench.cluster.run_pod(second)
+            bench.clock.now += 90
+        return exists(key)
+
+    bench.store.exists = slow  # type: ignore[method-assign]
+    bench.finish(request(1))
+    bench.cluster.end_pod(first, 0)
+    assert executor.poll(5.0) == [Report(run_id=request(1).run_id)]
+    assert bench.clock.now == 90
+    assert executor.poll(0.0) == []
+    assert len(bench.cluster.objects["jobs"]) == 2
+
+
+def test_no_more_jobs_are_made_than_there_are_slots_and_what_is_there_is_adopted(bench: Bench) -> None:
+    first = bench.executor(slots=3)
+    for trial in (1, 2, 3):
+        first.submit(request(trial))
+    first.close()
+    second = bench.executor(slots=2)
+    for trial in (1, 2, 3, 4, 5):
+        second.submit(request(trial))
+    assert settle(second) == []
+    assert len(bench.cluster.objects["jobs"]) == 3
+    for trial in (1, 2, 3, 4, 5):
+        (job,) = [
+            job
+            for job in bench.cluster.objects["jobs"].values()
+            if job["metadata"]["labels"]["automonai/run"] == request(trial).run_id
+        ]
+        pod = bench.cluster.start_pod(job)
+        bench.finish(request(trial))
+        bench.cluster.end_pod(pod, 0)
+        assert second.poll(5.0) == [Report(run_id=request(trial).run_id)]
+        assert settle(second) == []
+
+
+def test_a_job_of_that_name_that_never_goes_is_told(bench: Bench) -> None:
+    first = bench.executor()
+    first.submit(request())
+    first.close()
+    bench.cluster.only_job()["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    second = bench.executor()
+    second.submit(request())
+    bench.clock.now = 299 + TEMPLATE.grace_seconds
+    assert settle(second) == []
+    bench.clock.now = 301 + TEMPLATE.grace_seconds
+    assert "is being deleted, and does not go" in lost(second, LossCause.DELETED)
+
+
+def test_a_lost_run_is_not_let_go_before_its_job_is_deleted(bench: Bench) -> None:
+    executor = bench.executor()
+    pod = bench.start(executor)
+    settle(executor)
+    leaving = bench.cluster.objects["pods"][pod]
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    bench.cluster.put("pods", leaving)
+    settle(executor)
+    delete_job, refusals = executor._api.delete_job, 2
+
+    def overburdened(name: str) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise ClusterError("too many requests", status=429)
+        delete_job(name)
+
+    executor._api.delete_job = overburdened  # type: ignore[method-assign]
+    bench.clock.now = 301 + TEMPLATE.grace_seconds
+    assert settle(executor) == []
+    bench.clock.now += 20
+    settle(executor)
+    bench.clock.now += 20
+    assert "its node is lost" in lost(executor, LossCause.NODE_LOST)
+    assert bench.cluster.objects["jobs"] == {}
 
 
 def test_a_successor_adopts_a_later_attempt_at_once(bench: Bench) -> None:
@@ -356,7 +461,7 @@ def test_jobs_of_another_study_are_left_alone(bench: Bench) -> None:
     executor = bench.executor()
     executor.submit(request())
     bench.cluster.delete("jobs", "other")
-    assert settle(executor) == []
+    assert executor.poll(0.2) == []
 
 
 def test_an_answer_tells_of_a_start_that_the_watch_has_not_told_yet(bench: Bench) -> None:

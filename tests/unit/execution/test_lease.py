@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
 from fake_cluster import FakeCluster
 
-from automonai.errors import StudyLockedError
+from automonai.errors import ClusterError, StudyLockedError
 from automonai.execution import lease as lease_module
 from automonai.execution.lease import _acquire, lease_name, leased, workflow_of
 
@@ -167,6 +167,46 @@ def test_an_api_that_is_away_for_a_while_does_not_lose_a_lease(
         until(lambda: cluster.count("PUT", "leases") > before)
         assert not lease.is_lost()
         until(lease.is_sure)
+
+
+def test_a_lease_counts_from_when_it_was_asked_for_however_late_the_answer(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "SURE_SECONDS", 0.2)
+    api = cluster.api()
+    create = api.create_lease
+
+    def answer_late(manifest: dict[str, object]) -> object:
+        made = create(manifest)
+        time.sleep(0.3)
+        return made
+
+    monkeypatch.setattr(api, "create_lease", answer_late)
+    with leased(api, "brain", identity="first") as lease:
+        assert not lease.is_sure()
+        assert not lease.is_lost()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_write_whose_answer_was_lost_is_no_renewal_of_now(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = cluster.api()
+    replace, versions = api.replace_lease, list[str]()
+
+    def lose_first_answer(name: str, manifest: dict[str, object]) -> object:
+        made = replace(name, manifest)
+        versions.append(made.metadata.resource_version)
+        if len(versions) == 1:
+            raise ClusterError("no answer", status=0)
+        return made
+
+    monkeypatch.setattr(api, "replace_lease", lose_first_answer)
+    with leased(api, "brain", identity="first") as lease:
+        until(lambda: len(versions) >= 3)
+        assert not lease.is_lost()
+    conflicts = cluster.count("PUT", "leases") - len(versions)
+    assert conflicts == 1
 
 
 @pytest.mark.usefixtures("quick")
