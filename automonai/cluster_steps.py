@@ -169,7 +169,7 @@ def _control(
         leased(cluster, spec.name, identity=here.identity, workflow=here.workflow) as lease,
         monitored(spec.name, port=here.metrics_port, watch=watch, gpus_per_run=template.gpus_per_run) as seen,
     ):
-        session = _open(spec, here, cluster, template)
+        session = _open(spec, here, cluster, template, lease)
         try:
             is_done = _run(session, search_only=search_only, lease=lease, stopped=stopped.is_set, seen=seen, here=here)
             return _leave(session, cluster, here, is_done=is_done, lease=lease)
@@ -302,13 +302,16 @@ class _Session:
     devices_per_run: int
 
 
-def _open(spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: JobTemplate) -> _Session:
+def _open(
+    spec: StudySpec, here: Surroundings, cluster: ClusterApi, template: JobTemplate, lease: HeldLease
+) -> _Session:
     from automonai.execution.jobs import StudyHandle, WorkflowOwner, study_id
     from automonai.execution.kubernetes import KubernetesExecutor
     from automonai.starting import take_up
     from automonai.storage.journal import Journal
+    from automonai.storage.retrying import Retrying
 
-    store = open_store(_location(spec))
+    store = open_store(_location(spec), retrying=Retrying(sleep=lease.pause))
     journal = Journal(store)
     study, data = take_up(spec, store, journal)
     owner = None if here.workflow is None else WorkflowOwner(name=here.workflow, uid=here.workflow_uid)

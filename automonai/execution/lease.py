@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from automonai.errors import ClusterError, StudyLockedError
+from automonai.errors import ClusterError, StopRequestedError, StudyLockedError
 from automonai.execution.cluster_api import CONFLICT, NOT_FOUND, STARTING_SECONDS, ClusterApi
 from automonai.execution.cluster_objects import Lease
 from automonai.execution.jobs import PART_OF, PART_OF_LABEL, STUDY_LABEL, JsonObject
@@ -49,6 +49,18 @@ class HeldLease:
     def is_sure(self) -> bool:
         """Whether no other controller can have it at this moment."""
         return not self.is_lost() and time.monotonic() - self._renewed_at < SURE_SECONDS
+
+    def pause(self, seconds: float) -> None:
+        """Wait before a request to the store is tried again, and for as long as another controller may have the Lease.
+
+        Raises:
+            StopRequestedError: If it is lost: a late write would replace what the successor has written.
+        """
+        time.sleep(seconds)
+        while not self.is_sure():
+            if self.is_lost():
+                raise StopRequestedError(f"study {self._study} may be another controller's; what is left is its to do")
+            time.sleep(LOOK_SECONDS / 10)
 
     def start(self) -> None:
         """Begin to renew it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from automonai.errors import UserError
 from automonai.storage.local import LocalStore
+from automonai.storage.retrying import Retrying
 from automonai.storage.store import Store
 
 SCHEME = "s3://"
@@ -18,8 +19,12 @@ def is_remote(location: str | Path) -> bool:
     return isinstance(location, str) and location.startswith(SCHEME)
 
 
-def open_store(location: str | Path) -> Store:
+def open_store(location: str | Path, *, retrying: Retrying | None = None) -> Store:
     """Return the store at a location; nothing is read or made there yet.
+
+    Args:
+        location: A folder, or `s3://bucket/folder`.
+        retrying: How a bucket's requests are tried again; None: as usual.
 
     Raises:
         UserError: If the location or the environment's S3 settings are malformed, or the S3 client is not installed.
@@ -35,7 +40,7 @@ def open_store(location: str | Path) -> Store:
         raise UserError(
             f"{location}: {error.name} is not installed; install S3 support with: pip install '.[cluster]' in the clone"
         ) from error
-    return S3Store(S3Location.parse(str(location)), S3Settings.from_environment())
+    return S3Store(S3Location.parse(str(location)), S3Settings.from_environment(), retrying=retrying)
 
 
 def join_location(location: str | Path, name: str) -> str:

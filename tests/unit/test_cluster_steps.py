@@ -30,11 +30,12 @@ from automonai.domain.study import Study
 from automonai.errors import ClusterError, SpecError, StudyLockedError, StudyNotFoundError, UserError
 from automonai.execution import watcher
 from automonai.execution.cluster_api import ClusterApi
-from automonai.execution.lease import lease_name
+from automonai.execution.lease import HeldLease, lease_name
 from automonai.parameters import StudyParameters, study_spec
 from automonai.storage import keys
 from automonai.storage.journal import Journal
 from automonai.storage.local import LocalStore
+from automonai.storage.retrying import Retrying
 
 WORKFLOW = "brain-abc"
 FORM = StudyParameters(
@@ -313,6 +314,21 @@ def test_a_step_whose_part_is_over_leaves_the_study_as_it_is(bench: Bench) -> No
     assert bench.study().is_over, "the refit's step goes on with a search that has not ended"
     assert bench.search() == bench.refit() == 0
     assert (Journal(bench.store).read(), bench.cluster.objects["jobs"]) == (journal, jobs)
+
+
+def test_the_controllers_store_tries_again_only_while_the_lease_is_held(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.start()
+    pauses: list[object] = []
+
+    def opened(location: str, *, retrying: Retrying) -> LocalStore:
+        pauses.append(retrying.sleep)
+        return LocalStore(Path(location))
+
+    monkeypatch.setattr(cluster_steps, "open_store", opened)
+    assert bench.search() == 0
+    assert [getattr(pause, "__func__", None) for pause in pauses] == [HeldLease.pause]
 
 
 def test_a_second_controller_is_refused(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pytest
 pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
 from fake_cluster import FakeCluster
 
-from automonai.errors import ClusterError, StudyLockedError
+from automonai.errors import ClusterError, StopRequestedError, StudyLockedError
 from automonai.execution import lease as lease_module
 from automonai.execution.lease import _acquire, lease_name, leased, workflow_of
 
@@ -207,6 +208,35 @@ def test_a_write_whose_answer_was_lost_is_no_renewal_of_now(
         assert not lease.is_lost()
     conflicts = cluster.count("PUT", "leases") - len(versions)
     assert conflicts == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_tried_again_waits_until_the_lease_is_surely_held(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with leased(cluster.api(), "brain", identity="first") as lease:
+        lease.pause(0.0)
+        cluster.stop()
+        monkeypatch.setattr(lease_module, "SURE_SECONDS", 0.1)
+        until(lambda: not lease.is_sure())
+        went_on: list[bool] = []
+
+        def pause() -> None:
+            lease.pause(0.0)
+            went_on.append(lease.is_sure())
+
+        thread = threading.Thread(target=pause)
+        thread.start()
+        time.sleep(0.3)
+        assert went_on == []
+        cluster.start()
+        thread.join(60)
+        assert went_on == [True]
+        monkeypatch.setattr(lease_module, "UNREACHABLE_SECONDS", 0.05)
+        cluster.stop()
+        until(lease.is_lost)
+        with pytest.raises(StopRequestedError, match="another controller's"):
+            lease.pause(0.0)
 
 
 @pytest.mark.usefixtures("quick")
