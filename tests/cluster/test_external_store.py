@@ -56,7 +56,7 @@ def elsewhere(kubernetes_client: ApiClient, tmp_path_factory: pytest.TempPathFac
 
     with new_namespace(kubernetes_client) as namespace, pytest.MonkeyPatch.context() as monkeypatch:
         host = f"s3.{namespace}.svc"
-        folder = make_authority(tmp_path_factory.mktemp("certificates"), "IP:127.0.0.1", f"DNS:{host}")
+        folder = make_authority(tmp_path_factory.mktemp("elsewhere") / "certificates", "IP:127.0.0.1", f"DNS:{host}")
         files = [f"--from-file={name}={folder / name}" for name in ("public.crt", "private.key")]
         kubectl("create", "secret", "generic", "certificates", *files, "-n", namespace)
         kubectl("create", "secret", "generic", "keys", *KEYS, "-n", namespace)
