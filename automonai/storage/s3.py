@@ -10,9 +10,8 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 from xml.etree import ElementTree
 
 import certifi
@@ -32,6 +31,7 @@ from automonai.errors import (
     StoreAccessError,
     StoreUnavailableError,
 )
+from automonai.storage.connections import http_client
 from automonai.storage.local import check_key, sha256_of, write_whole
 from automonai.storage.observing import Operation, observed
 from automonai.storage.retrying import Retrying
@@ -192,7 +192,7 @@ class S3Store:
             # Without a region the client would ask for it first, which other services do not always answer.
             region=settings.region or (None if is_aws else "us-east-1"),
             credentials=_provider(settings),
-            http_client=_http_client(
+            http_client=http_client(
                 settings.endpoint,
                 timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
                 maxsize=CONNECTIONS,
@@ -345,7 +345,7 @@ class _EnvironmentIdentity(Provider):
         self._provider = IamAwsProvider(
             custom_endpoint=settings.sts_endpoint if is_web_identity else None,
             region=settings.region,
-            http_client=_http_client(
+            http_client=http_client(
                 (settings.sts_endpoint or AWS_STS_ENDPOINT) if is_web_identity else None,
                 timeout=urllib3.Timeout(total=IDENTITY_SECONDS),
                 ca_certs=settings.ca_bundle or certifi.where(),
@@ -368,23 +368,6 @@ class _EnvironmentIdentity(Provider):
         return (
             "there are no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL_S3 if not for AWS"
         )
-
-
-def _http_client(url: str | None, **options: Any) -> urllib3.PoolManager:
-    """Return a client that goes by the proxy which HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for that URL.
-
-    None: by no proxy, as an instance's own address needs it.
-    """
-    parts = urlsplit(url or "")
-    proxy = getproxies().get(parts.scheme)
-    if proxy is None or not parts.hostname or proxy_bypass(parts.hostname):
-        return urllib3.PoolManager(**options)
-    try:
-        return urllib3.ProxyManager(proxy, **options)
-    except (HTTPError, ValueError) as error:  # not quoted: it may hold a password
-        raise StoreAccessError(
-            f"{parts.scheme.upper()}_PROXY is no proxy's address; expected http://host:port"
-        ) from error
 
 
 def _refuse_unconfirmed(written: ObjectWriteResult) -> None:

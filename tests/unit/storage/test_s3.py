@@ -4,6 +4,7 @@ import http.server
 import json
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -264,11 +265,16 @@ class Answers(http.server.BaseHTTPRequestHandler):
     statuses: list[int]
     body = b""
     kind = "application/xml"
+    bytes_per_second = float("inf")
+    """At which it reads what it is sent."""
 
     def do_GET(self) -> None:
         status = self.statuses.pop(0) if self.statuses else 404
         body = self.body or b"<Error><Code>NoSuchKey</Code></Error>"
-        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        left = int(self.headers.get("Content-Length", "0"))
+        while left:
+            time.sleep(min(left, 2**18) / self.bytes_per_second)
+            left -= len(self.rfile.read(min(left, 2**18)))
         self.send_response(status)
         self.send_header("Content-Type", self.kind)
         self.send_header("Content-Length", str(len(body)))
@@ -296,6 +302,19 @@ def answering() -> Iterator[tuple[str, type[Answers]]]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def test_an_upload_that_goes_on_is_not_given_up_however_long_it_takes(
+    answering: tuple[str, type[Answers]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, handler = answering
+    handler.statuses, handler.bytes_per_second = [200], 20e6
+    monkeypatch.setattr(s3, "CONNECT_SECONDS", 0.2)
+    settings = S3Settings(endpoint=endpoint, access_key="id", secret_key="secret")
+    store = S3Store(S3Location("abc"), settings, retrying=Retrying(patience_seconds=0, least_tries=1))
+    began = time.monotonic()
+    store.put("a", bytes(PART_BYTES))
+    assert time.monotonic() - began > 2 * s3.CONNECT_SECONDS
 
 
 @pytest.mark.parametrize("statuses", [[503, 500], [429, 408], [502, 504]])
