@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from automonai.domain.dataset import Case, Dataset
 from automonai.errors import DatasetError
+from automonai.imaging.itk_headers import voxels_elsewhere
 from automonai.storage.local import sha256_of, write_whole
 
 
@@ -38,4 +40,31 @@ def case_digest(dataset: Dataset, case: Case, *, digest_of: Callable[[Path], str
         case: Any of it.
         digest_of: A file's SHA-256.
     """
-    return hashlib.sha256(" ".join(map(digest_of, dataset.case_paths(case))).encode()).hexdigest()
+    digests = [file_digest(path, digest_of) for path in dataset.case_paths(case)]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def file_digest(path: Path, digest_of: Callable[[Path], str]) -> str:
+    """Return a hash of an image's file, and of the one that holds its voxels where its header only names it.
+
+    Raises:
+        DatasetError: If its voxels lie in several files.
+    """
+    elsewhere = voxels_elsewhere(path)
+    return digest_of(path) if elsewhere is None else f"{digest_of(path)} {digest_of(elsewhere)}"
+
+
+def refuse_changed_case(dataset: Dataset, case: Case, *, expected: str | None, cache_folder: Path) -> None:
+    """Refuse a case whose files are not those with which the study was started; None: they are not known.
+
+    Raises:
+        DatasetError: If they are others, or cannot be read.
+    """
+    digest_of = partial(remembered_digest, cache_folder=cache_folder)
+    if expected is not None and case_digest(dataset, case, digest_of=digest_of) != expected:
+        raise DatasetError(
+            [
+                f"case {case.id}: its files are not those with which the study was started; restore them, or start"
+                " another study"
+            ]
+        )

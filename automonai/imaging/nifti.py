@@ -32,8 +32,27 @@ MAX_VOXELS = 2**32
 _CHUNK_VALUES = 1 << 21
 _MAX_DEFLATE_RATIO = 1032  # zlib's own bound: a file cannot hold more than this times its size (zlib_tech.html)
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
-_UNIT_CODES = {1: "meter", 2: "mm", 3: "micron"}
-_UNITS_MM = {"meter": 1e3, "mm": 1.0, "micron": 1e-3}
+_UNITS_MM = {1: 1e3, 2: 1.0, 3: 1e-3}
+"""Of the codes for meter, millimetre and micron."""
+
+
+_FORM_FIELDS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiForms:
+    """How a NIfTI file states where its voxels are, for a label map that is to be found there by every program.
+
+    Two forms may stand in it, each with a code for what it refers to, and programs differ in which they go by.
+    """
+
+    fields: dict[str, NDArray]
+    """Header fields as they stand in the file, in its own unit."""
+    qform: NDArray[np.float64] | None
+    """Affine of the quaternion form, to millimetres; None where it is not given or no rotation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +67,7 @@ class _Header:
     intercept: float
     affine: NDArray[np.float64]
     """To millimetres, whatever the file's unit."""
-    unit: str
+    forms: NiftiForms
 
     @property
     def value_count(self) -> int:
@@ -59,11 +78,11 @@ class _Header:
         return (self.slope, self.intercept) != (1.0, 0.0)
 
 
-def read_nifti(path: Path) -> tuple[NDArray, NDArray[np.float64], str]:
-    """Return voxels as (axes of the file, C), the affine to millimetres, and the file's own unit of length.
+def read_nifti(path: Path) -> tuple[NDArray, NDArray[np.float64], NiftiForms]:
+    """Return voxels as (axes of the file, C), the affine to millimetres, and how the file states it.
 
-    Small integer types stay as they are unless the file scales them; all else becomes float32. The unit is `meter`,
-    `mm` or `micron`; a file that names none is taken to be in mm, as by other programs.
+    Small integer types stay as they are unless the file scales them; all else becomes float32. A file that names no
+    unit of length is taken to be in mm, as by other programs.
 
     Raises:
         DatasetError: If the file is missing, cut off, damaged, or no image that can be handled.
@@ -72,7 +91,7 @@ def read_nifti(path: Path) -> tuple[NDArray, NDArray[np.float64], str]:
         header = _read_header(path, stream)
         _check_claim(path, header)
         flat = _read_values(path, header, stream)
-    return flat.reshape((*header.shape_voxels, header.channels), order="F"), header.affine, header.unit
+    return flat.reshape((*header.shape_voxels, header.channels), order="F"), header.affine, header.forms
 
 
 def nifti_channel_count(path: Path) -> int:
@@ -97,20 +116,25 @@ def nifti_kept_bytes(path: Path) -> int:
     return header.value_count * np.dtype(_kept_dtype(header)).itemsize
 
 
-def write_nifti(path: Path, values: NDArray, affine: NDArray[np.float64], *, unit: str = "mm") -> None:
+def write_nifti(path: Path, values: NDArray, affine: NDArray[np.float64], *, forms: NiftiForms | None = None) -> None:
     """Write an array as NIfTI, compressed if the path ends so; whole or not at all, the same bytes for the same values.
 
     Args:
         path: Where to.
         values: In the file's axis order, channels last.
         affine: From these axes to RAS millimetres.
-        unit: In which the file states lengths: `meter`, `mm` or `micron`.
+        forms: Of the file on whose grid the values lie, which states the affine; None: both forms say the same, in mm.
     """
-    stored = _scaled(affine, 1 / _UNITS_MM[unit])
-    image = nib.Nifti1Image(values, stored)
-    image.set_sform(stored, code=1)
-    image.set_qform(stored, code=1)
-    image.header.set_xyzt_units(unit)
+    image = nib.Nifti1Image(values, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    if forms is not None:
+        for name, value in forms.fields.items():
+            if name != "pixdim":
+                image.header[name] = value
+        image.header["pixdim"][:4] = forms.fields["pixdim"]
+        image = nib.Nifti1Image(values, None, image.header)
 
     def write(stream: BinaryIO) -> None:
         if path.suffix != ".gz":
@@ -185,7 +209,11 @@ def _parse_header(header: nib.Nifti1Header) -> _Header:
         # Not even 0 is harmless: nibabel takes the header for voxels then, and ITK begins four bytes too early.
         raise ValueError(f"data offset {offset}; the values of a single-file image begin at byte {least} or later")
     slope, intercept = header.get_slope_inter()
-    unit = _UNIT_CODES.get(int(header["xyzt_units"]) & 7, "mm")
+    to_mm = _UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    fields = {"pixdim": header["pixdim"][:4].copy(), **{name: header[name].copy() for name in _FORM_FIELDS}}
+    if abs(header["pixdim"][0]) != 1:  # the standard takes such a sign for +1, and sizes for their magnitudes
+        header["pixdim"][0] = 1
+    header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
     return _Header(
         shape_voxels=(shape[0], shape[1], shape[2]),
         channels=shape[3] if len(shape) == 4 else 1,
@@ -193,9 +221,17 @@ def _parse_header(header: nib.Nifti1Header) -> _Header:
         offset=offset,
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
-        affine=_scaled(np.asarray(header.get_best_affine(), np.float64), _UNITS_MM[unit]),
-        unit=unit,
+        affine=_scaled(np.asarray(header.get_best_affine(), np.float64), to_mm),
+        forms=NiftiForms(fields, _qform(header, to_mm)),
     )
+
+
+def _qform(header: nib.Nifti1Header, to_mm: float) -> NDArray[np.float64] | None:
+    try:
+        affine, code = header.get_qform(coded=True)
+    except (ValueError, HeaderDataError):
+        return None
+    return _scaled(np.asarray(affine, np.float64), to_mm) if code and affine is not None else None
 
 
 def _check_claim(path: Path, header: _Header) -> None:

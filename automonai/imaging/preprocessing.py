@@ -29,7 +29,7 @@ from automonai.domain.dataset import Case, Dataset
 from automonai.domain.fingerprint import ChannelFacts, IntTriple, Triple
 from automonai.domain.records import Record
 from automonai.errors import DatasetError
-from automonai.imaging.content import remembered_digest
+from automonai.imaging.content import file_digest, remembered_digest
 from automonai.imaging.measuring import Measures, measure, non_finite_count
 from automonai.imaging.nifti import MAX_VOXELS
 from automonai.imaging.prepared_room import make_room, making, note_use
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 FOREGROUND_SAMPLE = 5000
 """Voxels per class whose coordinates are kept: enough to centre patches on, whatever the size of the structure."""
 
-_FORMAT = 2  # of a cached case; a change of what is computed must raise it
+_FORMAT = 3  # of a cached case; a change of what is computed must raise it
 _FOREGROUND_SEED = 20_250_101
 _PIECE_VOXELS = 1 << 20
 
@@ -319,14 +319,18 @@ def _resample_image(image: NDArray, shape: IntTriple) -> NDArray:
 
 
 def _resample_label(label: NDArray[np.uint8], shape: IntTriple) -> NDArray[np.uint8]:
-    """Return each voxel's most likely class, memberships interpolated linearly; classes go through one by one."""
+    """Return each voxel's most likely class, memberships interpolated linearly; classes go through one by one.
+
+    On a grid that is coarser by an even factor every border is a tie. The higher class has it, as by nnU-Net's
+    `resample_data_or_seg`: a background that won would make all structures smaller.
+    """
     if label.shape == shape:
         return label
     result = np.zeros(shape, np.uint8)
     best = np.zeros(shape, np.float32)
     for index in np.unique(label):
         membership = _linear(label == index, shape)
-        wins = membership > best
+        wins = (membership >= best) & (membership > 0)
         result[wins] = index
         np.maximum(best, membership, out=best)
     return result
@@ -378,7 +382,7 @@ def _cache_key(dataset: Dataset, case: Case, spacing_mm: Triple | None, crop: Cr
     paths = [*dataset.image_paths(case), *([dataset.label_path(case)] if case.label else [])]
     parts = [
         _FORMAT,
-        [remembered_digest(path, cache_folder) for path in paths],
+        [file_digest(path, partial(remembered_digest, cache_folder=cache_folder)) for path in paths],
         sorted(dataset.labels) if case.label else None,
         spacing_mm,
         crop.value,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from automonai.domain.fingerprint import IntTriple, Triple
 from automonai.errors import DatasetError
-from automonai.imaging.nifti import nifti_channel_count, nifti_kept_bytes, read_nifti, write_nifti
+from automonai.imaging.itk_headers import check_packed_voxels
+from automonai.imaging.nifti import NiftiForms, nifti_channel_count, nifti_kept_bytes, read_nifti, write_nifti
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".mha", ".mhd", ".nrrd")
@@ -41,13 +43,13 @@ class Geometry:
         affine: (4, 4) float64, from the file's voxel indices to RAS millimetres.
         shape_voxels: The grid's extent in the file's own axis order.
         ending: The file's ending, such as `.nii.gz`.
-        unit: In which a NIfTI file states lengths; a label map for it is written in the same.
+        forms: How a NIfTI file states its affine; a label map for it is written with the same. None: it is none.
     """
 
     affine: NDArray[np.float64]
     shape_voxels: IntTriple
     ending: str
-    unit: str = "mm"
+    forms: NiftiForms | None = None
 
     @property
     def orientation(self) -> NDArray[np.float64]:
@@ -72,13 +74,19 @@ class Geometry:
         """Whether both grids have one shape and every corner within a tenth of the smallest voxel size of its twin.
 
         The tolerance lets pass what single precision and a rotation stored as quaternion round away, and nothing more.
+        Where a NIfTI file's two forms differ, either may be the one that the other file's program went by.
         """
         if self.shape_voxels != other.shape_voxels:
             return False
         ends = [(0.0, float(n)) for n in self.shape_voxels]
         corners = np.array([(x, y, z, 1.0) for x in ends[0] for y in ends[1] for z in ends[2]])
-        apart = np.abs(corners @ (self.affine - other.affine).T).max()
-        return bool(apart <= 0.1 * voxel_sizes(self.affine).min())
+        apart = [np.abs(corners @ (own - its).T).max() for own in self._affines for its in other._affines]
+        return bool(min(apart) <= 0.1 * voxel_sizes(self.affine).min())
+
+    @property
+    def _affines(self) -> tuple[NDArray[np.float64], ...]:
+        qform = None if self.forms is None else self.forms.qform
+        return (self.affine,) if qform is None else (self.affine, qform)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +222,7 @@ def write_label(path: Path, indices: NDArray[np.integer], *, geometry: Geometry,
     assert stored.shape == geometry.shape_voxels, "a label map must lie on its image's grid"
     ending = file_ending(path)
     if ending in NIFTI_ENDINGS:
-        write_nifti(path, stored, geometry.affine, unit=geometry.unit)
+        write_nifti(path, stored, geometry.affine, forms=geometry.forms)
     elif ending in ITK_ENDINGS:
         _write_itk(path, stored, geometry.affine)
     else:
@@ -222,12 +230,16 @@ def write_label(path: Path, indices: NDArray[np.integer], *, geometry: Geometry,
 
 
 def channel_count(path: Path) -> int:
-    """Return how many channels a file holds, by its header alone where it is NIfTI, else as one.
+    """Return how many channels a file holds, by its header alone.
 
     Raises:
-        DatasetError: If there is no readable header.
+        DatasetError: If there is no readable header, or the format's extra is not installed.
     """
-    return nifti_channel_count(path) if file_ending(path) in NIFTI_ENDINGS else 1
+    if file_ending(path) in NIFTI_ENDINGS:
+        return nifti_channel_count(path)
+    _require_itk(path)
+    header = _itk_header(path)
+    return 1 if header is None or header.GetNumberOfDimensions() < 4 else int(header.GetDimensions(3))
 
 
 def kept_bytes(path: Path) -> int | None:
@@ -263,8 +275,8 @@ def _read_file(path: Path) -> Volume:
     ending = file_ending(path)
     if ending is None:
         raise DatasetError([f"{path}: unknown file ending; expected one of {', '.join(ENDINGS)}"])
-    voxels, affine, unit = _read_itk(path) if ending in ITK_ENDINGS else read_nifti(path)
-    geometry = Geometry(affine, voxels.shape[:3], ending, unit)
+    voxels, affine, forms = _read_itk(path) if ending in ITK_ENDINGS else read_nifti(path)
+    geometry = Geometry(affine, voxels.shape[:3], ending, forms)
     spacing = _check_affine(path, geometry)
     order = np.argsort(geometry.orientation[:, 0])
     x, y, z = (float(spacing[axis]) for axis in order)
@@ -347,13 +359,9 @@ def _require_itk(path: Path) -> None:
 
 def _refuse_compound_voxels(path: Path) -> None:
     """Refuse colours, complex numbers and vectors: MetaImage stores them all alike, and ITK reads some of them only."""
-    import itk
-
-    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    header = _itk_header(path)
     if header is None:
         return  # the reader says why
-    header.SetFileName(str(path))
-    header.ReadImageInformation()
     kind, count = header.GetPixelTypeAsString(header.GetPixelType()), header.GetNumberOfComponents()
     if kind == "scalar" and count == 1:
         return
@@ -365,12 +373,24 @@ def _refuse_compound_voxels(path: Path) -> None:
     )
 
 
-def _read_itk(path: Path) -> tuple[NDArray, NDArray[np.float64], str]:
+def _itk_header(path: Path) -> Any:
+    """Return what ITK reads of a file's header; None if it knows no reader for it."""
+    import itk
+
+    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if header is not None:
+        header.SetFileName(str(path))
+        header.ReadImageInformation()
+    return header
+
+
+def _read_itk(path: Path) -> tuple[NDArray, NDArray[np.float64], None]:
     if not path.is_file():
         raise DatasetError([f"{path}: no such file"])
     _require_itk(path)
     from monai.data import ITKReader
 
+    check_packed_voxels(path)
     try:
         _refuse_compound_voxels(path)
         reader = ITKReader(affine_lps_to_ras=True)
@@ -383,7 +403,7 @@ def _read_itk(path: Path) -> tuple[NDArray, NDArray[np.float64], str]:
     voxels = data if data.ndim == 4 else data[..., None]
     is_small_integer = voxels.dtype.kind in "iu" and voxels.dtype.itemsize <= 2
     kept = voxels if is_small_integer else voxels.astype(np.float32, copy=False)
-    return kept, np.asarray(meta["affine"], np.float64), "mm"
+    return kept, np.asarray(meta["affine"], np.float64), None
 
 
 def _write_itk(path: Path, values: NDArray, affine: NDArray[np.float64]) -> None:

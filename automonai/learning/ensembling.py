@@ -27,6 +27,7 @@ from automonai.domain.request import (
     StudyData,
 )
 from automonai.errors import StopRequestedError
+from automonai.imaging.content import refuse_changed_case
 from automonai.imaging.reading import Volume, read_label
 from automonai.learning.inference import scratch_array
 from automonai.learning.memory import peak_memory_bytes, reset_peak_memory
@@ -130,7 +131,7 @@ class _Work:
 
     data: StudyData
     store: Store
-    folder: Path
+    cache_folder: Path
     precision: Precision
     stop: Callable[[], bool]
     clock: Callable[[], float]
@@ -140,11 +141,14 @@ class _Work:
             raise StopRequestedError("the choice of the ensemble was asked to stop")
 
     def load(self, members: Sequence[Member | EnsembleMember]) -> list[LoadedMember]:
-        return load_members(members, store=self.store, folder=self.folder, device=self.precision.device)
+        return load_members(
+            members, store=self.store, folder=self.cache_folder / "members", device=self.precision.device
+        )
 
     def read(self, case_id: str) -> tuple[Volume, np.ndarray]:
         dataset = self.data.dataset
-        case = dataset.case(case_id)
+        case, expected = dataset.case(case_id), self.data.contents.get(case_id)
+        refuse_changed_case(dataset, case, expected=expected, cache_folder=self.cache_folder)
         volume = read_volume(dataset.image_paths(case), case_id, dataset.channels)
         return volume, read_label(dataset.label_path(case), sorted(dataset.labels), image=volume)
 
@@ -200,7 +204,7 @@ def choose_ensemble(
         request: The candidates, the best configuration's first.
         data: Of the study.
         store: Of the study; gets the overlays of the worst test cases.
-        cache_folder: For the downloaded checkpoints.
+        cache_folder: For the downloaded checkpoints, and of notes on the dataset's files.
         device: Where the networks run.
         dtype: Of the convolutions.
         stop: Whether to leave; asked before every pass of windows through a network.
@@ -213,7 +217,7 @@ def choose_ensemble(
     started = clock()
     limit_threads(is_alone=True)
     reset_peak_memory()
-    work = _Work(data, store, cache_folder / "members", Precision(device, dtype), stop, clock)
+    work = _Work(data, store, cache_folder, Precision(device, dtype), stop, clock)
     candidates = Candidates.of(request.candidates)
     left = request.seconds_left(time.time())
     deadline = None if left is None else started + left

@@ -29,6 +29,7 @@ from automonai.errors import (
     described,
 )
 from automonai.imaging.augmentation import Augmentation
+from automonai.imaging.content import refuse_changed_case
 from automonai.imaging.patches import PatchReader, batch_sizes
 from automonai.imaging.prepared_room import forget_uses
 from automonai.imaging.preprocessing import PreparedCase, prepare_case
@@ -198,9 +199,11 @@ def _prepare(request: TrainRequest, data: StudyData, plan: Plan, cache_folder: P
 def _prepared(data: StudyData, plan: Plan, case_id: str, cache_folder: Path, stop: threading.Event) -> PreparedCase:
     if stop.is_set():
         raise StopRequestedError("stopped while the cases were prepared")
+    case = select(data.dataset, [case_id])[0]
+    refuse_changed_case(data.dataset, case, expected=data.contents.get(case_id), cache_folder=cache_folder)
     return prepare_case(
         data.dataset,
-        select(data.dataset, [case_id])[0],
+        case,
         spacing_mm=plan.spacing_mm,
         crop=plan.configuration.crop,
         cache_folder=cache_folder,

@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -287,12 +288,13 @@ def _make_room(entry: _Entry, *, limit_bytes: int) -> None:
 def _evict(folder: Path) -> bool:
     """Remove an entry, or what was fetched of it; False if a process uses it."""
     with exclusively(_lock_of(folder), wait=False) as is_free:
-        if is_free:
+        if is_free and folder.is_dir():  # else it was renamed meanwhile, its fetch being over
             remains = folder.with_name(f"{_EVICTED}{folder.name.lstrip('.')}")
             folder.rename(remains)  # at once for all who look, however long the deletion takes
             shutil.rmtree(remains, ignore_errors=True)
             logger.info("evicted %s", folder)
-        return is_free
+            return True
+        return False
 
 
 def _is_other(folder: Path, entry: _Entry) -> bool:
@@ -313,9 +315,11 @@ def _last_use(folder: Path) -> float:
 
 
 def _size(folder: Path) -> int:
-    """Return what a folder takes once it is fetched: other processes may be at it."""
-    manifest = folder / MANIFEST
-    return DatasetManifest.model_validate_json(manifest.read_bytes()).bytes if manifest.is_file() else 0
+    """Return what a folder takes once it is fetched: other processes may be at it, or have just renamed it."""
+    for place in (folder, folder.with_name(folder.name.removeprefix(_FETCHING))):
+        with suppress(FileNotFoundError):
+            return DatasetManifest.model_validate_json((place / MANIFEST).read_bytes()).bytes
+    return 0
 
 
 def _hold(folder: Path) -> bool:

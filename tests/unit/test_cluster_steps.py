@@ -465,33 +465,6 @@ def test_stop_ends_the_workflow_that_holds_a_study_and_those_that_wait_for_it(be
         cluster_studies.stop("s3://b/studies/heart", namespace="test", api=bench.cluster.api())
 
 
-def test_a_log_comes_from_the_store(bench: Bench) -> None:
-    bench.store.put(keys.log("trial-0000-epochs-0001-fold-0"), b"epoch 1\n")
-    assert cluster_studies.logs(bench.location, "trial-0000-epochs-0001-fold-0", namespace="test") == "epoch 1\n"
-    with pytest.raises(UserError, match="run nothing has no log"):
-        cluster_studies.logs(bench.location, "nothing", namespace="test")
-
-
-def test_a_running_pods_log_comes_from_the_cluster(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_studies, "open_store", lambda location: bench.store)
-    run_id = "trial-0000-epochs-0001-fold-0"
-    labels = {"app.kubernetes.io/part-of": "automonai", "automonai/study": "brain", "automonai/run": run_id}
-    bench.store.put(keys.log(run_id), b"of a pod that was evicted\n")
-    for name, phase, second in (("newest", "Pending", 3), ("a-second", "Running", 2), ("first", "Failed", 1)):
-        metadata = {"name": name, "labels": labels, "creationTimestamp": f"2026-01-01T00:00:0{second}Z"}
-        bench.cluster.put("pods", {"metadata": metadata, "status": {"phase": phase}})
-        bench.cluster.logs[name] = f"of pod {name}\n"
-
-    def log(run_id: str) -> str:
-        return cluster_studies.logs("s3://b/studies/brain", run_id, namespace="test", api=bench.cluster.api())
-
-    assert log(run_id) == "of pod a-second\n"
-    bench.store.put(keys.result(run_id), b"{}")
-    assert log(run_id) == "of a pod that was evicted\n"
-    with pytest.raises(UserError, match="automonai runs"):
-        log("nothing")
-
-
 def test_the_first_step_writes_a_new_study_and_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         starting, "prepare_data", lambda dataset, **options: make_data(study_spec(bench.parameters, "x"))

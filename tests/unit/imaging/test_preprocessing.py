@@ -328,6 +328,18 @@ def test_a_label_is_resampled_to_its_most_likely_class() -> None:
     assert set(np.unique(preprocessing._resample_label(label, (5, 3, 3)))) == {0, 2}
 
 
+@pytest.mark.parametrize("factor", [(1, 1, 2), (2, 2, 2), (1, 1, 4)])
+def test_no_structure_shrinks_on_a_grid_that_is_coarser_by_an_even_factor(factor: tuple[int, int, int]) -> None:
+    grid = np.indices((32, 32, 32))
+    label = (((grid - 15.3) ** 2).sum(axis=0) <= 8**2).astype(np.uint8)
+    label[10:13, 10:13, 10:12] = 2
+    shape = tuple(32 // f for f in factor)
+    coarse = preprocessing._resample_label(label, shape)
+    ratio = (coarse > 0).sum() * np.prod(factor) / (label > 0).sum()
+    assert 0.98 < ratio < 1.3
+    assert (coarse == 2).sum() * np.prod(factor) >= (label == 2).sum()
+
+
 sides = st.tuples(*[st.integers(1, 9)] * 3)
 
 

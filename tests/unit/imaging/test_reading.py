@@ -8,8 +8,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from automonai.errors import DatasetError
+from automonai.imaging.content import file_digest
 from automonai.imaging.nifti import write_nifti
 from automonai.imaging.reading import (
     along_axes_of,
@@ -19,6 +21,7 @@ from automonai.imaging.reading import (
     read_label,
     write_label,
 )
+from automonai.storage.local import sha256_of
 
 ORIENTATIONS = [
     "".join(codes) for pairs in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*pairs)
@@ -95,6 +98,56 @@ def test_a_label_on_another_grid_than_its_image_is_refused(tmp_path: Path) -> No
         read_label(tmp_path / "label.nii", [0, 1], image=image)
 
 
+FORMS = ("qform_code", "sform_code", "pixdim", "quatern_b", "quatern_c", "quatern_d", "srow_x", "srow_y", "srow_z")
+TURNED = np.array([[0.96, -0.28, 0, -10], [0.28, 0.96, 0, 20], [0, 0, 2, 30], [0, 0, 0, 1]])
+
+
+def with_forms(path: Path, sform_code: int, qform_code: int) -> None:
+    """Write an image whose forms differ: in a template's space, and as the scanner had it."""
+    image = nib.Nifti1Image(np.arange(60, dtype=np.uint8).reshape(3, 4, 5), None)
+    image.set_qform(TURNED, code=qform_code)
+    image.set_sform(oriented_affine("LPS", (1, 1, 2)), code=sform_code)
+    nib.save(image, path)
+
+
+@pytest.mark.parametrize(("sform_code", "qform_code"), [(4, 1), (2, 0), (0, 1), (0, 0), (1, 1)])
+def test_a_label_map_has_both_forms_of_its_image_with_their_codes(
+    tmp_path: Path, sform_code: int, qform_code: int
+) -> None:
+    with_forms(tmp_path / "image.nii", sform_code, qform_code)
+    volume = read_image([tmp_path / "image.nii"])
+    indices = np.zeros(volume.voxels.shape[1:], np.uint8)
+    write_label(tmp_path / "label.nii", indices, geometry=volume.geometry, label_values=[0, 1])
+    image, label = (nib.load(tmp_path / name).header for name in ("image.nii", "label.nii"))
+    for field in FORMS:
+        assert image[field].ravel()[:4].tolist() == label[field].ravel()[:4].tolist(), field
+
+
+@pytest.mark.parametrize("has_its_own", [True, False])
+def test_a_label_that_was_drawn_by_the_other_form_of_its_image_lies_on_its_grid(
+    tmp_path: Path, has_its_own: bool
+) -> None:
+    with_forms(tmp_path / "image.nii", 4, 1)
+    stored = np.asarray(nib.load(tmp_path / "image.nii").dataobj)
+    apart = TURNED + (np.zeros((4, 4)) if has_its_own else np.diag([0, 0, 0.2, 0]))
+    write_nifti(tmp_path / "label.nii", stored, apart)
+    image = read_image([tmp_path / "image.nii"])
+    if not has_its_own:
+        with pytest.raises(DatasetError, match="does not lie on the grid of its image"):
+            read_label(tmp_path / "label.nii", range(60), image=image)
+        return
+    assert np.array_equal(read_label(tmp_path / "label.nii", range(60), image=image), image.voxels[0])
+
+
+def test_a_rotation_without_a_sign_has_the_standards(tmp_path: Path) -> None:
+    with_forms(tmp_path / "image.nii", 0, 1)
+    expected = read_image([tmp_path / "image.nii"]).geometry.affine
+    content = bytearray((tmp_path / "image.nii").read_bytes())
+    content[76:80] = bytes(4)  # pixdim[0]
+    (tmp_path / "image.nii").write_bytes(content)
+    assert np.array_equal(read_image([tmp_path / "image.nii"]).geometry.affine, expected)
+
+
 @pytest.mark.parametrize(("unit", "size_mm"), [("meter", 1e3), ("mm", 1.0), ("micron", 1e-3), ("unknown", 1.0)])
 @pytest.mark.parametrize("has_sform", [True, False])
 def test_lengths_are_read_in_the_files_unit_and_label_maps_are_written_in_it(
@@ -111,7 +164,7 @@ def test_lengths_are_read_in_the_files_unit_and_label_maps_are_written_in_it(
     assert volume.geometry.affine[:3, 3] == pytest.approx([5, -6, 7.3])
     write_label(tmp_path / "label.nii", volume.voxels[0], geometry=volume.geometry, label_values=[0, 1])
     written, stored = nib.load(tmp_path / "label.nii"), nib.load(tmp_path / "image.nii")
-    assert written.header.get_xyzt_units()[0] == ("mm" if unit == "unknown" else unit)
+    assert written.header.get_xyzt_units()[0] == unit
     np.testing.assert_allclose(written.affine, stored.affine, rtol=1e-6)
     np.testing.assert_allclose(written.get_qform(), stored.get_qform(), rtol=1e-5, atol=1e-6 / size_mm)
 
@@ -292,6 +345,62 @@ def test_a_format_that_needs_the_extra_names_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "itk", None)
     with pytest.raises(DatasetError, match=r"pip install '\.\[formats\]'"):
         read_image([tmp_path / "a.mha"])
+
+
+def write_itk(path: Path, values: NDArray, *, compression: bool = False) -> None:
+    itk = pytest.importorskip("itk", reason="the formats extra is not installed")
+    itk.imwrite(itk.GetImageFromArray(values, is_vector=False), str(path), compression=compression)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "holder"), [("a.mha", "a.mha"), ("a.mhd", "a.zraw"), ("a.nrrd", "a.nrrd")])
+@pytest.mark.parametrize("damage", ["flipped", "zeroed", "cut off"])
+def test_packed_voxels_are_read_to_their_checksum(tmp_path: Path, name: str, holder: str, damage: str) -> None:
+    values = np.random.default_rng(0).integers(1, 1000, (20, 24, 28)).astype(np.int16)
+    write_itk(tmp_path / name, values, compression=True)
+    assert np.sort(read_image([tmp_path / name]).voxels.ravel()).tolist() == np.sort(values.ravel()).tolist()
+    content = bytearray((tmp_path / holder).read_bytes())
+    half = len(content) // 2
+    if damage == "flipped":
+        content[half] ^= 0x55
+    elif damage == "zeroed":
+        content[half:] = bytes(len(content) - half)
+    else:
+        del content[-100:]
+    (tmp_path / holder).write_bytes(content)
+    with pytest.raises(DatasetError, match=f"{holder}: its compressed voxels are (damaged|cut off)"):
+        read_image([tmp_path / name])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["a.mhd", "a.nrrd"])
+def test_voxels_in_another_file_count_for_what_an_image_holds(tmp_path: Path, name: str) -> None:
+    write_itk(tmp_path / name, np.zeros((3, 4, 5), np.uint8))
+    if name == "a.nrrd":
+        header, _, voxels = (tmp_path / name).read_bytes().partition(b"\n\n")
+        (tmp_path / name).write_bytes(header + b"\ndata file: a.raw\n")
+        (tmp_path / "a.raw").write_bytes(voxels)
+    before = file_digest(tmp_path / name, sha256_of)
+    (tmp_path / "a.raw").write_bytes(bytes(59) + b"\1")
+    assert read_image([tmp_path / name]).voxels.sum() == 1
+    assert file_digest(tmp_path / name, sha256_of) != before
+
+
+def test_voxels_in_several_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mhd").write_text("NDims = 3\nDimSize = 3 4 5\nElementDataFile = slice%03d.raw 1 5 1\n")
+    with pytest.raises(DatasetError, match="its voxels lie in several files"):
+        file_digest(tmp_path / "a.mhd", sha256_of)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ending", [".mha", ".nrrd"])
+def test_channels_along_a_fourth_axis_are_counted_by_the_header(tmp_path: Path, ending: str) -> None:
+    write_itk(tmp_path / f"one{ending}", np.zeros((3, 4, 5), np.uint8))
+    write_itk(tmp_path / f"two{ending}", np.zeros((2, 3, 4, 5), np.uint8))
+    assert [channel_count(tmp_path / f"{name}{ending}") for name in ("one", "two")] == [1, 2]
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from automonai.domain.dataset import Case, Dataset, Layout, Split
 from automonai.domain.fingerprint import CaseFacts, ChannelFacts, Fingerprint
 from automonai.domain.plan import NetworkPlan, Plan
 from automonai.domain.request import EnsembleRequest, EnsembleResult, Member, StudyData
-from automonai.errors import StopRequestedError
+from automonai.errors import DatasetError, StopRequestedError
+from automonai.imaging.content import case_digest
 from automonai.learning import ensembling, predicting
 from automonai.learning.ensembling import (
     Candidates,
@@ -133,7 +134,7 @@ def run(
         request,
         data,
         store=store or MemoryStore(),
-        cache_folder=Path("unused"),
+        cache_folder=options.pop("cache_folder", Path("unused")),  # type: ignore[arg-type]
         device=torch.device("cpu"),
         dtype=torch.float32,
         stop=options.pop("stop", lambda: False),
@@ -151,6 +152,17 @@ def test_two_configurations_whose_errors_differ_are_both_chosen_and_beat_either(
     assert sum(item.weight for item in result.members) == pytest.approx(1)
     assert result.single_validation_dice is not None
     assert result.validation_dice[3] > result.single_validation_dice + 0.05
+
+
+@pytest.mark.usefixtures("read_keys")
+def test_a_case_whose_files_have_changed_since_the_studys_start_is_refused(data: StudyData, tmp_path: Path) -> None:
+    contents = {case.id: case_digest(data.dataset, case) for case in data.dataset.cases}
+    data = data.model_copy(update={"contents": contents})
+    assert run(data, BOTH[:2], cache_folder=tmp_path).members
+    label = data.dataset.label_path(data.dataset.case("case3"))
+    label.write_bytes(data.dataset.label_path(data.dataset.case("case4")).read_bytes() + b"more")
+    with pytest.raises(DatasetError, match="^case case3: its files are not those with which the study was started"):
+        run(data, BOTH[:2], cache_folder=tmp_path)
 
 
 @pytest.mark.usefixtures("read_keys")

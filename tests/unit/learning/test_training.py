@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from studies import make_data, make_spec
+from tinytraining import tiny_plan
 
 from automonai.domain.configuration import Configuration
 from automonai.domain.dataset import Case, Dataset
@@ -15,14 +16,18 @@ from automonai.domain.request import TrainRequest
 from automonai.domain.run import FailureReason, Run, RunState
 from automonai.errors import (
     BadRequestError,
+    DatasetError,
     DoesNotFitError,
     NonFiniteLossError,
     StopRequestedError,
     TooSlowError,
 )
+from automonai.imaging.phantom import write_phantom
 from automonai.imaging.prepared_room import make_room, note_use
 from automonai.learning import training
 from automonai.learning.training import failed_result, train_run
+from automonai.preparing import prepare_data
+from automonai.spec import SplitSpec, TrainingSpec
 from automonai.storage.memory import MemoryStore
 
 REQUEST = TrainRequest(run=Run(trial=0, budget_epochs=1), configuration=Configuration(), seed=0)
@@ -109,3 +114,14 @@ def test_each_run_prepares_its_cases_in_an_order_of_its_own_and_holds_them_in_th
     assert all(sorted(order) == sorted(asked[:8]) for order in orders)
     assert len(set(asked)) == 8
     assert random.getstate() == before
+
+
+def test_a_case_whose_files_have_changed_since_the_studys_start_is_not_trained_on(tmp_path: Path) -> None:
+    write_phantom(tmp_path / "phantom", cases=5, shape=(16, 16, 16))
+    splitting, cache = SplitSpec(test=0.2, folds=2), tmp_path / "cache"
+    data = prepare_data(tmp_path / "phantom", split=splitting, training=TrainingSpec(), cache_folder=tmp_path)
+    case, other = data.dataset.cases[:2]
+    training._prepared(data, tiny_plan(), case.id, cache, threading.Event())
+    data.dataset.label_path(case).write_bytes(data.dataset.label_path(other).read_bytes())
+    with pytest.raises(DatasetError, match=f"^case {case.id}: its files are not those with which"):
+        training._prepared(data, tiny_plan(), case.id, cache, threading.Event())

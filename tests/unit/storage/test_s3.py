@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import http.server
 import json
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ import pytest
 pytest.importorskip("minio", reason="needs the extra automonai[cluster]")
 
 import minio_server
+from answers import Answers, answering_server
 from certificates import make_authority
 from minio.credentials.providers import AssumeRoleProvider, StaticProvider
 from minio.minioadmin import MinioAdmin
@@ -44,6 +43,12 @@ CUT_OFF = (
 @pytest.fixture
 def store(minio: MinioServer, request: pytest.FixtureRequest) -> S3Store:
     return minio.store(f"unit/{request.node.name}".replace("[", "-").replace("]", ""), retrying=IMPATIENT)
+
+
+@pytest.fixture
+def answering() -> Iterator[tuple[str, type[Answers]]]:
+    with answering_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -257,51 +262,6 @@ def test_an_endpoint_where_nobody_answers_is_named(caplog: pytest.LogCaptureFixt
         S3Store(S3Location("abc"), settings, retrying=retrying).get("a")
     assert f"no answer from {endpoint}" in caplog.text
     assert "the-secret" not in told(caught.value) + caplog.text
-
-
-class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers with each status of `statuses` in turn, then with 404."""
-
-    statuses: list[int]
-    body = b""
-    kind = "application/xml"
-    bytes_per_second = float("inf")
-    """At which it reads what it is sent."""
-
-    def do_GET(self) -> None:
-        status = self.statuses.pop(0) if self.statuses else 404
-        body = self.body or b"<Error><Code>NoSuchKey</Code></Error>"
-        left = int(self.headers.get("Content-Length", "0"))
-        while left:
-            time.sleep(min(left, 2**18) / self.bytes_per_second)
-            left -= len(self.rfile.read(min(left, 2**18)))
-        self.send_response(status)
-        self.send_header("Content-Type", self.kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", "some")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_HEAD = do_PUT = do_GET
-
-    def log_message(self, *arguments: object) -> None: ...
-
-
-@pytest.fixture
-def answering() -> Iterator[tuple[str, type[Answers]]]:
-    """Give an endpoint and the handler that decides what it answers."""
-
-    class Handler(Answers):
-        statuses: list[int] = []
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", Handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_an_upload_that_goes_on_is_not_given_up_however_long_it_takes(
