@@ -40,9 +40,8 @@ def main() -> None:
     dataset = find_dataset(options.dataset)
     values = sorted(dataset.labels)
     labels = [_even(read_label(dataset.label_path(case), values)) for case in dataset.cases]
-    print(
-        f"{len(labels)} label maps\n\n| coarser | class | a tie has | Dice after the way back | volume |\n|---|---|---|---|---|"
-    )
+    print(f"{len(labels)} label maps\n")
+    print("| coarser | class | a tie has | Dice after the way back | volume |\n|---|---|---|---|---|")
     for factor in ((1, 1, 2), (2, 2, 2)):
         for index in range(1, len(values)):
             for name, rule in RULES.items():
