@@ -281,8 +281,10 @@ def _take_notices(controller: Controller, notices: list[Notice]) -> None:
         now, run_id = _now(controller), notice.run_id
         if notice.cause is not None and not controller.study.has_disruption(run_id, notice.why):
             _record(controller, RunDisrupted(at=now, run_id=run_id, cause=notice.cause, why=notice.why))
-        elif notice.cause is None and controller.study.is_waiting(run_id):
-            _record(controller, RunStarted(at=now, run_id=run_id))
+        elif notice.cause is None:
+            controller.study.taken_up.add(run_id)
+            if controller.study.is_waiting(run_id):
+                _record(controller, RunStarted(at=now, run_id=run_id))
 
 
 def _take_reports(controller: Controller, reports: list[Report]) -> None:

@@ -34,7 +34,9 @@ def parse_file(content: str | bytes, *, name: str) -> object:
     if not name.lower().endswith(".json"):
         return parse_yaml(content, where=name)
     try:
-        return json.loads(content)  # YAML takes no tabs
+        return json.loads(content, object_pairs_hook=_without_repeats)  # YAML takes no tabs
+    except _RepeatedKeyError as error:
+        raise SpecError(f"{name}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise SpecError(f"{name} is no JSON: {error}") from error
 
@@ -47,6 +49,8 @@ def parse_yaml(text: str | bytes, *, where: str) -> object:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except _RepeatedKeyError as error:
+        raise SpecError(f"{where}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"{where} is neither YAML nor JSON: {error}") from error
 
@@ -57,6 +61,23 @@ def dump_yaml(value: object, **style: Any) -> str:
     return text
 
 
+class _RepeatedKeyError(ValueError):
+    """A key comes twice: one of its values would be dropped without a word."""
+
+
+def _without_repeats(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a mapping of keys and values.
+
+    Raises:
+        _RepeatedKeyError: If a key comes twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise _RepeatedKeyError(f"'{next(key for key in names if names.count(key) > 1)}' is given twice")
+    return found
+
+
 class _Loader(yaml.SafeLoader):
     """Takes for numbers what YAML 1.2 and people do: 1e-3 is one; 1:30 and 2021-01-05 are texts, and 010 is ten."""
 
@@ -64,6 +85,12 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        own = [(key, value) for key, value in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        _without_repeats([(self.construct_object(key, deep=True), None) for key, _ in own])
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         return int(self.construct_scalar(node))

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -27,8 +27,22 @@ from automonai.errors import SpecError
 Scalar = bool | int | float | str
 
 
+def _takes_bool(annotation: object) -> bool:
+    return annotation in (bool, object) or any(map(_takes_bool, get_args(annotation)))
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_numbers_where_it_wants_them(cls, values: object) -> object:
+        """Refuse true and false for a number: Python takes them for 1 and 0."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and not _takes_bool(field.annotation):
+                raise ValueError(f"{name}: expected another kind of value than {str(value).lower()}")
+        return values
 
 
 _ENDLESS, _LONGEST = float("inf"), 1e300

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from automonai.domain.bracket import Bracket, promoted
+from automonai.domain.facts import RunRecord
 from automonai.domain.refit import LEAST_SECONDS
 from automonai.domain.run import Purpose, Run, RunState
 from automonai.domain.study import Phase, Study
@@ -21,6 +22,8 @@ LOST_RUNS = 5
 """So many runs in a row that the infrastructure lost for good are no fault of theirs."""
 OVERDUE_SECONDS = 60.0
 """A run that no worker has taken up so long after the search's time was spent may wait for a GPU for ever."""
+ANSWER_SHARE = 0.9
+"""Of a time budget: so much may go into a search that has no result yet, whatever is kept for the refit."""
 SPENT = "the search's share of the time is spent"
 OVERTIME = 1.25
 """A run's first steps may foretell so much more time than its search has left: they are few, and noisy."""
@@ -164,8 +167,15 @@ def is_overdue(study: Study, now: float) -> bool:
 
 def overdue_runs(study: Study, now: float) -> tuple[str, ...]:
     """Return the ids of the search's runs that no worker has taken up although its time is over."""
-    waiting = [record.run for record in study.search_records() if record.state is RunState.QUEUED]
+    waiting = [record.run for record in study.search_records() if _waits(study, record, now)]
     return tuple(run.id for run in waiting) if waiting and is_overdue(study, now) else ()
+
+
+def _waits(study: Study, record: RunRecord, now: float) -> bool:
+    """Whether no worker is at a run: none has been, or none in this session, which may have fewer slots."""
+    is_settled = now - study.session_began >= OVERDUE_SECONDS
+    is_left_over = record.state is RunState.RUNNING and record.run.id not in study.taken_up
+    return record.state is RunState.QUEUED or (is_left_over and is_settled)
 
 
 def needed_checkpoints(study: Study) -> set[str]:
@@ -208,7 +218,7 @@ def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
 
     All slots wait for the search's last run, and the refit with them: one that would take much longer than the search
     had left when it was queued is given up. The others fit, by what was known of their trial. While there is no answer
-    yet, the first of the runs at hand has a deadline instead, to give one. A run that was lost may have been almost
+    yet, one of the runs at hand has a deadline instead, to give one. A run that was lost may have been almost
     done, and one that was queued under a larger budget as well: they are held to the spec's cap alone, refits to none.
     """
     if run.purpose is Purpose.REFIT:
@@ -225,17 +235,20 @@ def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
 
 def is_to_answer(study: Study, run: Run) -> bool:
     """Whether a run of the search is the one that must end with an answer, for there is none yet."""
-    return study.incumbent is None and all(run.trial <= other.run.trial for other in study.open_runs)
+    return study.incumbent is None and study.runs[run.id].is_to_answer
 
 
 def search_deadline_seconds(study: Study, run: Run, *, now: float) -> float | None:
     """Return how long the run that must give an answer may take: it is shortened to what its search has left.
 
-    None for any other run, and without a time budget.
+    None for any other run, and without a time budget. Where the search's share went into runs that failed, what is kept
+    for the refit serves: one network is more than none.
     """
     if study.spec.budget.time is None or not is_to_answer(study, run):
         return None
-    return max(LEAST_SECONDS, search_seconds(study) - study.elapsed_seconds(now))
+    elapsed = study.elapsed_seconds(now)
+    left = search_seconds(study) - elapsed
+    return max(LEAST_SECONDS, left if left >= LEAST_SECONDS else ANSWER_SHARE * study.spec.budget.time - elapsed)
 
 
 def _next_in_search(study: Study, now: float) -> Action:
@@ -288,7 +301,10 @@ def _why_not(study: Study, action: Propose | Queue, now: float) -> str:
         return ""
     if not study.runs:  # the check of the dataset may have taken all of it
         return ""
-    left = search_seconds(study) - study.elapsed_seconds(now)
+    share = search_seconds(study)
+    if study.incumbent is None and not any(record.is_to_answer for record in study.open_runs):
+        share = max(share, ANSWER_SHARE * study.spec.budget.time)
+    left = share - study.elapsed_seconds(now)
     trial = action.run.trial if isinstance(action, Queue) else None
     cost = epochs * (study.seconds_per_epoch(trial) or 0.0)
     if isinstance(action, Propose) and action.bracket >= study.brackets_opened and study.trials:

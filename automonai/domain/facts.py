@@ -48,6 +48,8 @@ class RunRecord:
     """How often the infrastructure lost it."""
     strikes: int = 0
     """The losses that count against `execution.max_retries`: not those for want of room before it started."""
+    is_to_answer: bool = False
+    """Whether it was queued as the one run of the search that must end with an answer, there being none yet."""
     result: Result | None = None
 
     @property
@@ -97,6 +99,8 @@ class Facts:
     """Package to version, as of the study's start."""
     cleaned: set[str] = field(default_factory=set)
     """Ended runs whose checkpoints are known to be deleted; deleting again would do no harm."""
+    taken_up: set[str] = field(default_factory=set)
+    """Runs that a worker is known to have taken up in this session: another one's may wait for a slot again."""
     closed_brackets: set[int] = field(default_factory=set)
     """Brackets that `decisions` found to have ended; only spares looking at them again."""
     resumes: int = 0
@@ -162,6 +166,7 @@ class Facts:
         self.ensemble_strikes = 0
         self._revive_lost()
         self.finished_before = len(self.finished)
+        self.taken_up.clear()
         self._begin_stretch(at)
 
     def _begin_stretch(self, at: float) -> None:
@@ -228,6 +233,16 @@ class Facts:
             resume_from=event.resume_from,
             losses=known.losses if known else 0,
             strikes=known.strikes if known else 0,
+            is_to_answer=event.run.purpose is Purpose.SEARCH and not self._has_or_will_have_an_answer(),
+        )
+
+    def _has_or_will_have_an_answer(self) -> bool:
+        """Whether a run of the search has completed, or one that must is on its way."""
+        on_its_way = (RunState.QUEUED, RunState.RUNNING)
+        return any(
+            (record.state is RunState.COMPLETE and record.run.purpose is Purpose.SEARCH)
+            or (record.is_to_answer and record.state in on_its_way)
+            for record in self.runs.values()
         )
 
     def _apply_started(self, event: RunStarted) -> None:

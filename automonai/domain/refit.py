@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from automonai.domain.events import RefitChosen
 from automonai.domain.run import Origin, Purpose, Result, Run, Trial
@@ -62,8 +62,9 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
 
     Without a time budget every chosen configuration is trained on all folds. Under one, as many members as can each
     get `refit.min_epochs_factor * budget.max_epochs` epochs are trained, for equal shares of what is left; a further
-    configuration that would get fewer is left out. After a search of a few steps only, the standard configuration is
-    trained beside the best, and the choice of the ensemble decides between them.
+    configuration that would get fewer is left out unless `refit.configurations` asks for it, and so are members with
+    which the best would get less than it had in the search. After a search of a few steps only, the standard
+    configuration is trained beside the best, and the choice of the ensemble decides between them.
     """
     if study.spec.budget.time is None:
         chosen = _configurations(study, [trial for trial, _ in _contenders(study)], most=1)
@@ -79,23 +80,29 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     first = [trial.number for trial in chosen[:1]] * networks
     room = _room(study, chosen, seconds=_seconds_left(study, first, now=now, test_cases=test_cases))
     order = _members(study, room, chosen, is_hedged=hedge is not None)
+    while order:
+        networks_ = [trial.number for trial, _ in order]
+        room = replace(room, seconds=_seconds_left(study, networks_, now=now, test_cases=test_cases))
+        if study.spec.refit.epochs or len(order) == 1 or not _is_in_vain(study, room, order):
+            break
+        order.pop()
     runs = []
     for trial, fold in order:
         epochs = study.spec.refit.epochs or max(1, int(EPOCHS_MARGIN * room.epochs(trial.number, len(order))))
         runs.append(_run(trial, fold, epochs))
-    if not study.spec.refit.epochs and _is_in_vain(study, room, len(order)):
+    if not study.spec.refit.epochs and _is_in_vain(study, room, order):
         return RefitChosen(at=now, runs=(), why="what is left of the time is less than the search trained its best")
     why = f"equal shares of the {room.seconds:.0f} s"
     why += " (the least that it gets)" if room.seconds <= LEAST_SECONDS else " that are left"
-    if hedge is not None:
+    if hedge is not None and hedge in [trial for trial, _ in order]:
         why += "; the standard configuration beside the best, since so short a search does not tell them apart"
     return _chosen(now, runs, why)
 
 
-def _is_in_vain(study: Study, room: _Room, members: int) -> bool:
-    """Whether each refit would get fewer epochs than its configuration has had in the search."""
+def _is_in_vain(study: Study, room: _Room, order: list[tuple[Trial, int]]) -> bool:
+    """Whether the best configuration would get fewer epochs than it has had in the search."""
     had = {trial.number: result.curve_epochs for trial, result in _contenders(study)}
-    return all(room.epochs(trial, members) < had[trial] for trial in room.paces) if members else False
+    return bool(order) and room.epochs(order[0][0].number, len(order)) < had[order[0][0].number]
 
 
 def refit_deadline_seconds(study: Study, run: Run, *, now: float, test_cases: int) -> float | None:
@@ -178,7 +185,8 @@ def _members(study: Study, room: _Room, chosen: list[Trial], *, is_hedged: bool)
     members = study.spec.refit.members or max(fitting, default=min(room.slots, most))
     if is_hedged:
         return _order(study, chosen)[: max(members, len(chosen))]
-    worth_it = chosen[:1] + [trial for trial in chosen[1:] if room.is_enough(trial.number, members)]
+    is_asked_for = study.spec.refit.configurations is not None
+    worth_it = chosen[:1] + [t for t in chosen[1:] if is_asked_for or room.is_enough(t.number, members)]
     return _order(study, worth_it)[:members]  # fewer than members where a configuration was left out
 
 

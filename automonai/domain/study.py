@@ -140,6 +140,11 @@ class Study(Facts):
         return sum(end - begin for begin, end in past) + max(now, last) - start
 
     @property
+    def session_began(self) -> float:
+        """Return when the present session began, or its clock jumped."""
+        return self._stretches[-1][0] if self._stretches else self.started_at
+
+    @property
     def last_event_at(self) -> float:
         """Return when the journal's last event happened."""
         return self._stretches[-1][1] if self._stretches else self.started_at

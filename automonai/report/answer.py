@@ -298,7 +298,11 @@ def _of_equals(summary: Summary, winner: Winner) -> str:
     first = summary.best_trial
     if first is None or first.trial == winner.trial or first.dice is None:
         return ""
-    return f"The best score of the search is that of trial {first.trial}, {first.dice:.3f}; {overtaken_words(summary)}."
+    why = overtaken_words(summary)
+    if summary.objective == "loss" and first.loss is not None and winner.loss is not None:
+        losses = f"{first.loss:.4f} where the winner has {winner.loss:.4f}"
+        return f"The lowest loss of the search is that of trial {first.trial}, {losses}; {why}."
+    return f"The best score of the search is that of trial {first.trial}, {first.dice:.3f}; {why}."
 
 
 def _beside_the_standard(summary: Summary, winner: Winner) -> str:

@@ -275,7 +275,7 @@ def _spent(study: Study) -> Spent:
     return Spent(
         epochs=study.epochs_spent,
         refit_epochs=sum(r.epochs for r in results) - study.epochs_spent,
-        seconds=study.elapsed_at(study.last_event_at),
+        seconds=study.elapsed_seconds(study.last_event_at),
         search_seconds=None if ended is None else study.elapsed_at(ended.at),
         run_seconds=sum(r.seconds for r in results),
         peak_memory_bytes=max(peaks, default=None),

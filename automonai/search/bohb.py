@@ -50,13 +50,17 @@ class BohbSampler:
         """Store the space, the study's seed and the share of random draws although there is a model.
 
         Raises:
-            SpecError: If nothing varies in the space.
+            SpecError: If nothing varies in the space, or its library cannot tell the ends of a range apart.
         """
         if not space.dimensions:
             raise SpecError(
                 "search.space: every hyperparameter is fixed, BOHB needs one that varies; "
                 "give one a range or choices, or set search.sampler to random"
             )
+        try:
+            config_space(space)
+        except ValueError as error:
+            raise SpecError(f"search.space: {error}; give the range other ends") from error
         self._space = space
         self._seed = seed
         self._random_fraction = random_fraction

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automonai.documents import dump_yaml, parse_yaml
+from automonai.documents import dump_yaml, parse_file, parse_yaml
+from automonai.errors import SpecError
 
 SCALARS = st.one_of(
     st.none(),
@@ -42,3 +43,21 @@ def test_a_scalar_is_what_it_looks_like(text: str, value: object) -> None:
 @given(st.dictionaries(st.text("abc", min_size=1), st.one_of(SCALARS, st.lists(SCALARS, max_size=3)), max_size=4))
 def test_what_is_written_is_read_as_it_was(document: dict[str, object]) -> None:
     assert parse_yaml(dump_yaml(document), where="here") == document
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("a.yaml", "budget: {iterations: 1}\nname: a\nbudget: {time: 1h}\n", "budget"),
+        ("a.yaml", "budget: {time: 1h, time: 2h}\n", "time"),
+        ("a.json", '{"depth": 3, "depth": 4}', "depth"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(name: str, text: str, key: str) -> None:
+    with pytest.raises(SpecError, match=f"^{name}: '{key}' is given twice"):
+        parse_file(text, name=name)
+
+
+def test_a_merged_mapping_may_be_overridden() -> None:
+    text = "base: &base {a: 1, b: 2}\nmore: {<<: *base, b: 3}\n"
+    assert parse_file(text, name="a.yaml") == {"base": {"a": 1, "b": 2}, "more": {"a": 1, "b": 3}}

@@ -228,3 +228,87 @@ def test_a_run_that_is_lost_after_the_searchs_time_is_not_tried_again() -> None:
     study = bench.run(executor=executor)
     assert study.ended.succeeded
     assert executor.trained.count("trial-0005-epochs-0001-fold-0") == 1
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 8])
+def test_a_first_run_that_fails_leaves_another_one_to_give_the_answer(slots: int) -> None:
+    """Each run takes more than its search has: only the one that must answer is shortened, all others are too slow."""
+    bench = Bench(make_spec(parallel=slots, time=3600, refit_share=0.6, min_epochs=9))
+    ends: list[str] = []
+
+    def slow(request: TrainRequest) -> Result:
+        if request.run.purpose is Purpose.REFIT:
+            return train(request)
+        is_first = not ends
+        ends.append(request.run_id)
+        if is_first:
+            return failed(request, FailureReason.NON_FINITE_LOSS)
+        return train(request) if request.deadline_seconds else failed(request, FailureReason.TOO_SLOW)
+
+    def seconds(request: Asked) -> float:
+        if isinstance(request, EnsembleRequest):
+            return 1.0
+        if request.deadline_seconds:
+            return 90.0 if not ends and request.run.trial == 0 else request.deadline_seconds
+        return 30.0
+
+    study = bench.run(executor=bench.executor(train=slow, seconds=seconds))
+    assert study.ended.succeeded
+    assert study.elapsed_seconds(study.last_event_at) < 3600 * 1.2
+
+
+def failed(request: TrainRequest, reason: FailureReason) -> Result:
+    return Result(run_id=request.run_id, state=RunState.FAILED, reason=reason, message="x")
+
+
+def test_runs_that_wait_for_fewer_slots_are_given_up_with_the_searchs_time() -> None:
+    """Eight at work when the study is stopped; taken up with one slot, seven would wait far past the search's end."""
+    bench = Bench(make_spec(parallel=8, time=3600, refit_share=0.6, min_epochs=9))
+
+    def seconds(request: Asked) -> float:
+        return 540.0 if isinstance(request, TrainRequest) and request.run.purpose is Purpose.SEARCH else 1.0
+
+    stopped = bench.run(
+        executor=bench.executor(seconds=seconds),
+        should_stop=lambda: (
+            len(Study.replay(Journal(bench.store).read()).open_runs) == 8
+            and len(Study.replay(Journal(bench.store).read()).finished) >= 8
+        ),
+    )
+    running = [record.run.id for record in stopped.open_runs]
+    assert len(running) == 8
+    bench.spec = bench.spec.model_copy(update={"execution": ExecutionSpec(max_parallel_runs=1)})
+    executor = Queueing(bench, seconds)
+    study = bench.run(executor=executor)
+    assert study.ended.succeeded
+    assert study.elapsed_at(study.search_ended.at) < 1440 + 2 * 540  # the next takes its slot with the end of one
+    assert executor.cancelled
+    assert {study.runs[run_id].state for run_id in executor.cancelled} == {RunState.LOST}
+
+
+class Queueing(FakeExecutor):
+    """Runs one at a time and lets all else wait, as the local executor does."""
+
+    def __init__(self, bench: Bench, seconds: Callable[[Asked], float]) -> None:
+        super().__init__(bench.store, bench.clock, train, bench.executor().choose, seconds=seconds, slots=1)
+        self.waiting, self.cancelled = list[Asked](), list[str]()
+
+    def free_slots(self) -> int:
+        return max(0, super().free_slots() - len(self.waiting))
+
+    def submit(self, request: Asked) -> None:
+        if super().free_slots():
+            super().submit(request)
+        else:
+            self.waiting.append(request)
+
+    def poll(self, timeout_seconds: float) -> list[Report]:
+        reports = super().poll(timeout_seconds)
+        if self.waiting and super().free_slots():
+            super().submit(self.waiting.pop(0))
+        return reports
+
+    def cancel(self, run_id: str) -> None:
+        super().cancel(run_id)
+        self.waiting = [request for request in self.waiting if request.run_id != run_id]
+        self.cancelled.append(run_id)

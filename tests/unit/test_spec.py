@@ -193,3 +193,25 @@ def test_a_budget_of_epochs_suffices_for_a_run(sampler: str, epochs: int, is_eno
         return
     with pytest.raises(SpecError, match=rf"budget.epochs \({epochs}\) does not suffice for one run, which takes"):
         parse_spec(document)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"budget": {"iterations": True}},
+        {"execution": {"max_parallel_runs": True}},
+        {"search": {"seed": True}},
+        {"training": {"validation_cases": True}},
+        {"refit": {"tolerance": True}},
+        {"split": {"test": False}},
+    ],
+)
+def test_true_and_false_are_no_numbers(change: dict[str, dict[str, bool]]) -> None:
+    ((section, fields),) = change.items()
+    ((field, value),) = fields.items()
+    with pytest.raises(SpecError, match=rf"{section}.*{field}.* than {str(value).lower()}"):
+        parse_spec({**MINIMAL, **change})
+
+
+def test_true_and_false_are_what_a_switch_wants() -> None:
+    assert parse_spec({**MINIMAL, "execution": {"compile": True}}).execution.compile is True

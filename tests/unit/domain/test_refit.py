@@ -127,6 +127,29 @@ def test_a_further_configuration_that_would_be_trained_too_little_is_left_out() 
     assert sum(run.budget_epochs for run in study.refit.runs) > 0.9 * 0.6 * 600, "the others get its share of the time"
 
 
+def test_a_further_configuration_that_is_asked_for_is_trained_however_little() -> None:
+    refit = RefitSpec(configurations=2, members=8)
+    study = searched(seconds={1: 20.0}, time=600, refit_share=0.6, second=0.006, parallel=4, refit=refit)
+    assert [run.trial for run in study.refit.runs] == [0, 1] * 4
+
+
+@pytest.mark.parametrize("members", [1, 2, 6, 12])
+def test_members_with_which_all_would_be_trained_less_than_in_the_search_are_left_out(members: int) -> None:
+    pace = {"training_seconds_per_epoch": 10.0, "validation_seconds": 0.1}
+    study = searched(time=600, refit_share=0.6, second=0.2, folds=12, refit=RefitSpec(members=members), pace=pace)
+    had = study.ranking[0][1].curve_epochs
+    planned = [run.budget_epochs for run in study.refit.runs]
+    assert 1 <= len(planned) <= min(members, 4)
+    assert min(planned) >= had
+
+
+def test_the_standard_configuration_is_left_out_where_both_would_be_trained_less_than_in_the_search() -> None:
+    pace = {"training_seconds_per_epoch": 30.0, "validation_seconds": 0.1}
+    study = searched(time=600, refit_share=0.6, second=-0.05, steps_per_epoch=3, pace=pace)
+    assert [run.trial for run in study.refit.runs] == [1]
+    assert "standard" not in study.refit.why
+
+
 def test_the_deadline_of_a_refit_is_its_part_of_the_time_that_is_left() -> None:
     bench = Bench(make_spec(time=600, refit_share=0.6))
     bench.run()
@@ -173,7 +196,10 @@ def test_the_ensembles_predictions_have_their_time_with_every_flip(flips: str, t
     study.trials[trial] = study.trials[trial].model_copy(update={"configuration": configuration})
     chosen = choose_refit(study, now=refit.at, test_cases=30)
     left = 6000 - study.elapsed_seconds(refit.at) - 0.03 * 6000
-    predictions = 0.5 * times * (30 * 2 + 24)
+    networks = [run.trial for run in chosen.runs]
+    seconds = {number: 0.5 * 2 ** len(study.trials[number].configuration.flips.axes) for number in networks}
+    assert seconds[trial] == 0.5 * times
+    predictions = 30 * sum(seconds[number] for number in networks) + 24 * sum(seconds.values())
     assert chosen.why == f"equal shares of the {left - predictions:.0f} s that are left"
 
 

@@ -134,6 +134,9 @@ def test_a_winner_that_is_not_the_first_says_why(summary, refit, loss, why):
     }
     page = configuration_section(summary.model_copy(update=update))
     assert f"The best score of the search is that of trial {first.trial}, {first.dice:.3f}; {why}" in page
+    page = configuration_section(summary.model_copy(update={**update, "objective": "loss"}))
+    losses = f"{first.loss:.4f} where the winner has {winner.loss:.4f}"
+    assert f"The lowest loss of the search is that of trial {first.trial}, {losses}; {why}" in page
     assert "The best score of the search" not in configuration_section(summary)
 
 

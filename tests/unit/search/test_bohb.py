@@ -272,6 +272,12 @@ def test_a_small_space_goes_on_being_modelled_when_its_best_points_are_known() -
     assert [proposal and proposal.origin for proposal in proposals] == [Origin.MODEL] * 6
 
 
+def test_a_range_that_its_library_cannot_draw_from_is_refused_before_the_study_begins() -> None:
+    learning_rate = {"type": "real", "low": 1e-15, "high": 1.0, "log": True}
+    with pytest.raises(SpecError, match="search.space: .*; give the range other ends"):
+        BohbSampler(search_space(SearchSpec(space={"learning_rate": learning_rate})), seed=0)
+
+
 def test_a_space_in_which_nothing_varies_is_refused() -> None:
     with pytest.raises(SpecError, match="BOHB needs one that varies"):
         BohbSampler(search_space(SearchSpec(space={"depth": 3})), seed=0)
