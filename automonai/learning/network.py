@@ -49,6 +49,7 @@ def build_network(plan_network: NetworkPlan, *, slice_axis: int) -> nn.Module:
         norm=("INSTANCE", {"affine": True}),
     )
     _replace_activations(unet)
+    _replace_convolutions(unet)
     _expect_background(unet)
     if plan_network.spatial_dims == 2:
         return SliceNetwork(unet.to(memory_format=torch.channels_last), slice_axis=slice_axis)
@@ -118,6 +119,43 @@ def _replace_activations(module: nn.Module) -> None:
             setattr(module, name, _NormActivation(cast("nn.InstanceNorm3d", child.N)))
         else:
             _replace_activations(child)
+
+
+def _replace_convolutions(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if type(child) is nn.Conv3d:
+            setattr(module, name, _Convolution.like(child))
+        else:
+            _replace_convolutions(child)
+
+
+class _Convolution(nn.Conv3d):
+    """A convolution that computes in float32 where its volume has two planes, on a CPU.
+
+    In bfloat16 oneDNN 3.12 (of torch 2.13, with AVX-512) then gives the weights a gradient that is partly memory which
+    nobody has written; result and gradient of the input are right. Such a volume is small, so it costs nothing.
+    """
+
+    @classmethod
+    def like(cls, other: nn.Conv3d) -> _Convolution:
+        """Return one with another's weights; no random number is drawn."""
+        made = nn.utils.skip_init(
+            cls,
+            other.in_channels,
+            other.out_channels,
+            other.kernel_size,
+            stride=other.stride,
+            padding=other.padding,
+            bias=other.bias is not None,
+        )
+        made.weight, made.bias = other.weight, other.bias
+        return cast("_Convolution", made)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the base class's own name
+        if input.device.type == "cpu" and input.shape[2] == 2 and torch.is_autocast_enabled("cpu"):  # noqa: PLR2004
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
 
 
 class _NormActivation(nn.Module):
