@@ -69,6 +69,8 @@ class Progress(Record):
     """Of the losses of the epoch at hand."""
     seconds: float = 0.0
     """Training and validation time of the trial."""
+    validation_seconds: float | None = None
+    """What the last validation took; None before the first."""
     curve: tuple[CurvePoint, ...] = ()
     plateau: PlateauState = PlateauState()
     validation_due: bool = False

@@ -281,15 +281,17 @@ def _end_epoch(
 ) -> None:
     """Close the books of an epoch; validate and commit if it is time or the run is over.
 
-    A stop within the validation leaves the books open, so that they are closed the same way when the run goes on.
+    A stop within the validation leaves the books open, so that they are closed the same way when the run goes on. So
+    does the end of a run within an epoch, which a promoted run would go on with.
     """
     progress = trainer.progress
     steps = progress.step % progress.steps_per_epoch or progress.steps_per_epoch
     loss = progress.epoch_loss_sum / steps
     is_last = progress.step >= pace.total_steps
-    trainer.progress = progress.model_copy(
-        update={"epoch_loss_sum": 0.0, "plateau": after_epoch(progress.plateau, loss), "validation_due": False}
-    )
+    update: dict[str, object] = {"validation_due": False}
+    if steps == progress.steps_per_epoch:
+        update |= {"epoch_loss_sum": 0.0, "plateau": after_epoch(progress.plateau, loss)}
+    trainer.progress = progress.model_copy(update=update)
     if is_last or pace.is_time_to_validate(progress):
         try:
             scores = validate(trainer.average)
@@ -298,7 +300,7 @@ def _end_epoch(
             commit(trainer)
             raise
         pace.validation_seconds = scores.seconds
-        stamped = pace.stamped(trainer.progress)
+        stamped = pace.stamped(trainer.progress).model_copy(update={"validation_seconds": scores.seconds})
         point = CurvePoint(
             epoch=stamped.epoch,
             seconds=stamped.seconds,
@@ -332,7 +334,7 @@ class _Pace:
         self.settings = settings
         self.total_steps = settings.epochs * start.steps_per_epoch
         self.validations = MOST_VALIDATIONS
-        self.validation_seconds: float | None = None
+        self.validation_seconds = start.validation_seconds
         self._clock = clock
         self._seconds_before = start.seconds
         self._began = self._last = self._committed_at = clock()
@@ -341,6 +343,8 @@ class _Pace:
         self._recent_patches: deque[int] = deque(maxlen=_RECENT_STEPS)
         self._counted = self._patches = 0
         self._seconds = self._data_wait_seconds = self._step_seconds = 0.0
+        steps = self.total_steps - start.step
+        self._steps_to_judge = max(_WARM_UP_STEPS + 1, min(_WARM_UP_STEPS + _MEASURED_STEPS, steps))
         if settings.deadline is not None and start.step:
             self.total_steps = fitted_steps(
                 step=start.step,
@@ -378,7 +382,7 @@ class _Pace:
         self._last = now
         if self._counted == 1:
             logger.info("step=%d: the first of this process is done", progress.step)
-        if self._counted == _WARM_UP_STEPS + _MEASURED_STEPS:
+        if self._counted == self._steps_to_judge:
             self._refuse_if_too_slow(progress)
         if self.settings.deadline is not None and self._recent:
             self._fit(progress, now)

@@ -65,7 +65,13 @@ class LoadedMember:
         """Return what decides how windows are cut; members that agree share one reading."""
         network, plan = self.plan.network, self.plan
         sliced = plan.slice_axis if network.spatial_dims == 2 else None
-        return (plan.patch_voxels, plan.configuration.normalisation, sliced, plan.flip_axes)
+        return (plan.patch_voxels, plan.configuration.normalisation, sliced, _seen_flips(plan))
+
+
+def _seen_flips(plan: Plan) -> tuple[int, ...]:
+    """Return the axes along which a flip changes what a network computes: to a 2D one each slice comes alone."""
+    is_sliced = plan.network.spatial_dims == 2
+    return tuple(axis for axis in plan.flip_axes if not (is_sliced and axis == plan.slice_axis))
 
 
 def load_members(
@@ -375,7 +381,7 @@ class _Mixing:
         return WindowSettings(
             self.precision.device,
             self.precision.dtype,
-            flip_axes=plan.flip_axes,
+            flip_axes=_seen_flips(plan),
             background=self.prepared.background,
             check_stop=self.check_stop,
         )

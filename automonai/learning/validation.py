@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 _FORWARD_SHARE = 0.35  # of a training step that a prediction of the same voxels takes
 _SLAB_VOXELS = 2**21
+_LATTICE_SCORES = 2**24
+"""Most scores that a loss is computed of, all classes together: it takes ten times their memory."""
 
 T = TypeVar("T")
 
@@ -167,10 +169,11 @@ def score_volume(
     """Return a volume's loss and counts_KK from one network's logits.
 
     The counts are added slab by slab, so that no further volume is made. The loss is one for the whole extent: in a
-    slab that lacks a class, Dice loss tells no more than how sure the network is. Above two million voxels it is
-    computed of every second voxel along each axis, or every third, and so on.
+    slab that lacks a class, Dice loss tells no more than how sure the network is. Above two million voxels, or fewer
+    where there are more than eight classes, it is computed of every second voxel along each axis, or every third, and
+    so on.
     """
-    shape, step = label_XYZ.shape, _lattice_step(label_XYZ.shape)
+    shape, step = label_XYZ.shape, _lattice_step(label_XYZ.shape, classes=classes)
     lattice_KXYZ = np.empty((classes, *(ceil(side / step) for side in shape)), np.float32)
     counts_KK = np.zeros((classes, classes), np.int64)
     for slab in even_slabs(slabs, _slab_planes(shape[0], prod(shape[1:]))):
@@ -241,9 +244,10 @@ def _slab_planes(length: int, plane_voxels: int) -> int:
     return min(length, max(1, _SLAB_VOXELS // plane_voxels))
 
 
-def _lattice_step(shape: Sequence[int]) -> int:
-    """Return the smallest step at which the voxels taken along each axis are no more than a slab's."""
-    return next(step for step in itertools.count(1) if prod(ceil(side / step) for side in shape) <= _SLAB_VOXELS)
+def _lattice_step(shape: Sequence[int], *, classes: int) -> int:
+    """Return the smallest step at which the voxels taken along each axis are no more than a slab's, and few enough."""
+    most = min(_SLAB_VOXELS, _LATTICE_SCORES // classes)
+    return next(step for step in itertools.count(1) if prod(ceil(side / step) for side in shape) <= most)
 
 
 def class_dice(counts_KK: NDArray[np.int64]) -> list[float | None]:
