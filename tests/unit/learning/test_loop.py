@@ -189,6 +189,32 @@ def test_a_run_above_its_cap_ends_early_with_its_numbers() -> None:
     assert run.trainer.progress.step <= 8
 
 
+def test_a_run_of_few_steps_is_held_to_its_cap_too() -> None:
+    run = Run(tiny_trainer())
+    with pytest.raises(TooSlowError, match=r"4 steps of 1\.000 s"):
+        run.go(epochs=1, max_seconds_per_epoch=3.0)
+    assert run.trainer.progress.step == 4
+
+
+def test_a_run_that_ends_within_an_epoch_leaves_its_books_to_the_one_that_goes_on() -> None:
+    whole, first = Run(tiny_trainer()), Run(tiny_trainer())
+    whole.go(epochs=4)
+    first.go(epochs=1000, deadline=12.0)
+    step = first.trainer.progress.step
+    assert step % 4
+    assert first.trainer.progress.plateau.best_loss is not None
+    first.trainer.progress = first.trainer.progress.model_copy(update={"is_finished": False})
+    second = Run(first.trainer)
+    second.go(epochs=4)
+    assert second.trainer.progress.plateau == whole.trainer.progress.plateau
+
+
+def test_what_a_validation_took_is_known_to_the_process_that_goes_on() -> None:
+    run = Run(tiny_trainer(), validation_seconds=7.0)
+    run.go(epochs=2, validation_every_epochs=1)
+    assert run.trainer.progress.validation_seconds == 7.0
+
+
 def test_a_stop_commits_before_it_leaves() -> None:
     run = Run(tiny_trainer())
     run.stop.set()

@@ -105,6 +105,15 @@ def ball() -> np.ndarray:
     return np.clip(values, 0, None).astype(np.float32)
 
 
+@pytest.mark.parametrize(("dims", "axes"), [(2, (0, 1)), (3, (0, 1, 2))])
+def test_a_network_that_sees_each_slice_alone_is_asked_for_no_flip_of_their_order(
+    dims: int, axes: tuple[int, ...]
+) -> None:
+    flipped = plan().model_copy(update={"flip_axes": (0, 1, 2)})
+    network = flipped.network.model_copy(update={"spatial_dims": dims})
+    assert predicting._seen_flips(flipped.model_copy(update={"network": network})) == axes
+
+
 @pytest.fixture(autouse=True)
 def stored_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predicting, "read_member", lambda _store, _key, _folder: (plan(), Threshold(4.5, 7.5)))

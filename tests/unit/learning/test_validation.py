@@ -45,6 +45,11 @@ def whole(logits_KXYZ: np.ndarray) -> list[LogitSlab]:
     return [LogitSlab(0, logits_KXYZ.shape[1], logits_KXYZ[None])]
 
 
+@pytest.mark.parametrize(("classes", "step"), [(2, 1), (8, 1), (9, 2), (100, 3)])
+def test_a_loss_of_many_classes_is_computed_of_fewer_voxels(classes: int, step: int) -> None:
+    assert validation._lattice_step((128, 128, 128), classes=classes) == step
+
+
 def mean_logit(logits_BKXYZ: torch.Tensor, label_BXYZ: torch.Tensor) -> torch.Tensor:
     return logits_BKXYZ.mean()
 
