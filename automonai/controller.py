@@ -130,7 +130,7 @@ class Controller:
     def is_done(self) -> bool:
         """Whether nothing is left for this controller to do."""
         study = self.study
-        is_searched = self.search_only and study.search_ended is not None and study.incumbent is not None
+        is_searched = self.search_only and study.search_ended is not None and study.has_answer
         return study.is_over or is_searched
 
 

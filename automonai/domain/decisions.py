@@ -160,15 +160,15 @@ def next_action(study: Study, now: float) -> Action:
 
 def is_overdue(study: Study, now: float) -> bool:
     """Whether a search with a result has used up its time, and some more: what has not begun by now is given up."""
-    if study.spec.budget.time is None or study.search_ended is not None or study.incumbent is None:
-        return False
-    return study.elapsed_seconds(now) >= search_seconds(study) + OVERDUE_SECONDS
+    is_late = study.elapsed_seconds(now) >= search_seconds(study) + OVERDUE_SECONDS
+    return is_late and study.search_ended is None and study.has_answer
 
 
 def overdue_runs(study: Study, now: float) -> tuple[str, ...]:
     """Return the ids of the search's runs that no worker has taken up although its time is over."""
-    waiting = [record.run for record in study.search_records() if _waits(study, record, now)]
-    return tuple(run.id for run in waiting) if waiting and is_overdue(study, now) else ()
+    if not is_overdue(study, now):
+        return ()
+    return tuple(record.run.id for record in study.search_records() if _waits(study, record, now))
 
 
 def _waits(study: Study, record: RunRecord, now: float) -> bool:
@@ -235,7 +235,7 @@ def most_seconds_per_epoch(study: Study, run: Run) -> float | None:
 
 def is_to_answer(study: Study, run: Run) -> bool:
     """Whether a run of the search is the one that must end with an answer, for there is none yet."""
-    return study.incumbent is None and study.runs[run.id].is_to_answer
+    return not study.has_answer and study.runs[run.id].is_to_answer
 
 
 def search_deadline_seconds(study: Study, run: Run, *, now: float) -> float | None:
@@ -254,8 +254,8 @@ def search_deadline_seconds(study: Study, run: Run, *, now: float) -> float | No
 def _next_in_search(study: Study, now: float) -> Action:
     refused = SPENT if is_overdue(study, now) else ""
     is_endless = study.spec.search.sampler is not SamplerName.GRID
-    if is_endless and (failed := study.failures_in_a_row) >= (HOPELESS_LATER if study.incumbent else HOPELESS):
-        which = "last" if study.incumbent else "first"
+    if is_endless and (failed := study.failures_in_a_row) >= (HOPELESS_LATER if study.has_answer else HOPELESS):
+        which = "last" if study.has_answer else "first"
         return Wait() if study.open_runs else EndSearch(f"the {which} {failed} runs all failed")
     for action in _candidates(study):
         why = _why_not(study, action, now)
@@ -302,7 +302,7 @@ def _why_not(study: Study, action: Propose | Queue, now: float) -> str:
     if not study.runs:  # the check of the dataset may have taken all of it
         return ""
     share = search_seconds(study)
-    if study.incumbent is None and not any(record.is_to_answer for record in study.open_runs):
+    if not study.has_answer and not study.awaits_answer:
         share = max(share, ANSWER_SHARE * study.spec.budget.time)
     left = share - study.elapsed_seconds(now)
     trial = action.run.trial if isinstance(action, Queue) else None

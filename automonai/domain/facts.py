@@ -233,17 +233,21 @@ class Facts:
             resume_from=event.resume_from,
             losses=known.losses if known else 0,
             strikes=known.strikes if known else 0,
-            is_to_answer=event.run.purpose is Purpose.SEARCH and not self._has_or_will_have_an_answer(),
+            is_to_answer=event.run.purpose is Purpose.SEARCH and not self.has_answer and not self.awaits_answer,
         )
 
-    def _has_or_will_have_an_answer(self) -> bool:
-        """Whether a run of the search has completed, or one that must is on its way."""
+    @property
+    def has_answer(self) -> bool:
+        """Whether a run of the search has completed, with a loss to compare."""
+        searched = (record for record in self.runs.values() if record.run.purpose is Purpose.SEARCH)
+        results = (record.result for record in searched if record.state is RunState.COMPLETE)
+        return any(result is not None and result.loss is not None for result in results)
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether a run that must give one is on its way."""
         on_its_way = (RunState.QUEUED, RunState.RUNNING)
-        return any(
-            (record.state is RunState.COMPLETE and record.run.purpose is Purpose.SEARCH)
-            or (record.is_to_answer and record.state in on_its_way)
-            for record in self.runs.values()
-        )
+        return any(record.is_to_answer and record.state in on_its_way for record in self.runs.values())
 
     def _apply_started(self, event: RunStarted) -> None:
         if event.run_id == ENSEMBLE_RUN_ID:

@@ -89,7 +89,7 @@ class StopsAfterCommit(Unmetered):
 def assert_same(one: Checkpoint, two: Checkpoint) -> None:
     for ours, theirs in ((one.network, two.network), (one.average, two.average)):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    ignored = {"seconds", "curve", "origin_step"}
+    ignored = {"seconds", "validation_seconds", "curve", "origin_step"}
     assert one.progress.model_dump(exclude=ignored) == two.progress.model_dump(exclude=ignored)
     scores = [
         [point.model_dump(exclude={"seconds"}) for point in checkpoint.progress.curve] for checkpoint in (one, two)
