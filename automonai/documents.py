@@ -86,11 +86,17 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [(key, value) for key, value in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        _without_repeats([(self.construct_object(key, deep=True), None) for key, _ in own])
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+    def __init__(self, stream: str | bytes) -> None:
+        super().__init__(stream)
+        self._checked: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse keys that come twice, before those of other mappings are merged in, which they may override."""
+        if id(node) not in self._checked:
+            self._checked.add(id(node))
+            scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            _without_repeats([(key.value, None) for key in scalars if key.tag != "tag:yaml.org,2002:merge"])
+        super().flatten_mapping(node)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         return int(self.construct_scalar(node))

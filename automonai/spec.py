@@ -40,8 +40,10 @@ class _Section(BaseModel):
         """Refuse true and false for a number: Python takes them for 1 and 0."""
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field is not None and not _takes_bool(field.annotation):
-                raise ValueError(f"{name}: expected another kind of value than {str(value).lower()}")
+            told = value if isinstance(value, list | tuple) else [value]
+            wrong = [str(one).lower() for one in told if isinstance(one, bool)]
+            if wrong and field is not None and not _takes_bool(field.annotation):
+                raise ValueError(f"{name}: expected another kind of value than {wrong[0]}")
         return values
 
 
@@ -342,7 +344,8 @@ class RefitSpec(_Section):
     tolerance: Annotated[float, Field(ge=0)] = 0.01
     """A further configuration is refitted only if its loss in the search is within this of the best one's."""
     members: Annotated[int, Field(ge=1)] | None = None
-    """Networks in all, at most one for each fold of each configuration; None: so many, or what the time allows."""
+    """Networks in all, at most one for each fold of each configuration; None: so many, or what the time allows. Under a
+    time budget fewer, where each would be trained less than the search trained the best."""
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Epochs of each; None: budget.max_epochs, or what the time allows."""
     min_epochs_factor: Annotated[int, Field(ge=1)] = 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from automonai.domain.records import Record
 
@@ -48,7 +48,8 @@ class LossName(StrEnum):
 class Flips(StrEnum):
     """The axes that are flipped in training and in test-time augmentation alike.
 
-    A prediction takes twice as long with left_right, eight times as long with all; validations do without flips.
+    A prediction takes twice as long with left_right, eight times as long with all, four times in 2D, whose network sees
+    each slice alone; validations do without flips.
     """
 
     NONE = "none"
@@ -103,6 +104,22 @@ class Configuration(Record):
     patch_scale: Annotated[float, Field(gt=0, le=4)] = 1.0
     """Factor on each side of the median volume, before training.max_patch_voxels bounds the patch; or of
     training.patch_voxels."""
+
+    @property
+    def passes(self) -> int:
+        """Return how often a network goes over an image for one prediction of it."""
+        axes = len(self.flips.axes)
+        is_one_of_slices = self.convolution is Convolution.TWO_D and self.flips is Flips.ALL
+        return int(2 ** (axes - is_one_of_slices))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_switch(cls, values: object) -> object:
+        """Refuse true and false: Python takes them for 1 and 0, and no hyperparameter is one of them."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool):
+                raise ValueError(f"{name}: expected another kind of value than {str(value).lower()}")
+        return values
 
 
 HYPERPARAMETERS: tuple[str, ...] = tuple(Configuration.model_fields)

@@ -99,6 +99,8 @@ class Facts:
     """Package to version, as of the study's start."""
     cleaned: set[str] = field(default_factory=set)
     """Ended runs whose checkpoints are known to be deleted; deleting again would do no harm."""
+    revived: Counter[str] = field(default_factory=Counter)
+    """Rung to how many runs that had been lost for good were taken up again."""
     taken_up: set[str] = field(default_factory=set)
     """Runs that a worker is known to have taken up in this session: another one's may wait for a slot again."""
     closed_brackets: set[int] = field(default_factory=set)
@@ -157,8 +159,11 @@ class Facts:
                 self._apply_step(event)
 
     def elapsed_at(self, at: float) -> float:
-        """Return the time that had been spent at a past moment."""
-        return sum(max(0.0, min(end, at) - begin) for begin, end in self._stretches if begin <= at)
+        """Return the time that had been spent at a past moment; where a clock was set back, at the later of two."""
+        for index, (begin, end) in reversed(list(enumerate(self._stretches))):
+            if begin <= at:
+                return sum(e - b for b, e in self._stretches[:index]) + min(end, at) - begin
+        return 0.0
 
     def _begin_session(self, at: float) -> None:
         is_first_after_search = self.search_ended is not None and self.refit is None
@@ -192,6 +197,7 @@ class Facts:
         self.finished = [run_id for run_id in self.finished if run_id not in last]
         for run_id in last:
             record = self.runs[run_id]
+            self.revived[record.run.rung] += 1
             self.runs[run_id] = replace(
                 record, state=RunState.LOST, strikes=0, result=None, started_at=None, finished_at=None
             )

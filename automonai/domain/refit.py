@@ -94,6 +94,9 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
         return RefitChosen(at=now, runs=(), why="what is left of the time is less than the search trained its best")
     why = f"equal shares of the {room.seconds:.0f} s"
     why += " (the least that it gets)" if room.seconds <= LEAST_SECONDS else " that are left"
+    asked = study.spec.refit.members
+    if asked is not None and len(order) < min(asked, len(chosen) * study.folds):
+        why += f"; with all {asked} members the best would be trained less than in the search"
     if hedge is not None and hedge in [trial for trial, _ in order]:
         why += "; the standard configuration beside the best, since so short a search does not tell them apart"
     return _chosen(now, runs, why)
@@ -230,4 +233,4 @@ def _seconds_per_case(study: Study, trial: int) -> float:
     ]
     own = [seconds for number, seconds in known if number == trial]
     one = own[-1] if own else max((seconds for _, seconds in known), default=0.0)
-    return float(one * 2 ** len(study.trials[trial].configuration.flips.axes))
+    return float(one * study.trials[trial].configuration.passes)

@@ -219,6 +219,7 @@ class KubernetesExecutor:
 
         So does another workflow's, which is over: the janitor would delete its Job under this one's hands.
         """
+        job.is_there = False
         found = self._api.find_job(job.name)
         if found is None or found.metadata.deletion_timestamp is not None:
             job.note_blocked(self._clock())

@@ -126,6 +126,7 @@ class TrackedJob:
         self.next_try_at = now + pause_seconds(self._failures)
         self._refusal = str(error) if error is not None and error.status == FORBIDDEN else ""
         if error is not None:
+            self._blocked_since = None
             logger.warning("it has to wait: %s; trying again", error, extra=self.ids)
 
     def note_blocked(self, now: float) -> None:
@@ -178,8 +179,9 @@ class TrackedJob:
             self.tell(Notice(run_id=self.run_id))
 
     def note_time(self, now: float) -> None:
-        """Let the clocks run by which it may come to have waited too long."""
-        take_note(self.sighting, now)
+        """Let the clocks run by which it may come to have waited too long, once there is a Job."""
+        if self.uid:
+            take_note(self.sighting, now)
 
     def decide(self, limits: Limits, now: float) -> None:
         """Set why it is lost if no answer can come of it any more."""

@@ -5,6 +5,7 @@ ITK reads such a file whatever its packed voxels' checksum says, and a header ma
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from automonai.errors import DatasetError
 
 _HEADER_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 20
-_GZIP, _ZLIB = 31, 15
-"""Of zlib's window bits."""
+_EITHER, _GZIP = 47, 31
+"""Of zlib's window bits: zlib or gzip, and gzip alone."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _of_metaimage(start: bytes) -> _Voxels | None:
     fields, offset = dict[str, str](), 0
     for line in start.splitlines(keepends=True):
         offset += len(line)
-        name, _, value = line.decode("utf-8", "replace").partition("=")
+        name, value = (*re.split("[=:]", line.decode("utf-8", "replace"), maxsplit=1), "")[:2]
         fields[name.strip()] = value.strip()
         if name.strip() == "ElementDataFile":
             break
@@ -90,8 +91,8 @@ def _of_metaimage(start: bytes) -> _Voxels | None:
         return None
     place = fields["ElementDataFile"]
     is_own = place.upper() == "LOCAL"
-    is_packed = fields.get("CompressedData", "").lower() == "true"
-    return _Voxels("" if is_own else place, offset if is_own else 0, _ZLIB if is_packed else None)
+    is_packed = fields.get("CompressedData", "").lower() == "true" and fields.get("HeaderSize", "0") == "0"
+    return _Voxels("" if is_own else place, offset if is_own else 0, _EITHER if is_packed else None)
 
 
 def _of_nrrd(start: bytes) -> _Voxels | None:

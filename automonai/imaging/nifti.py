@@ -125,16 +125,15 @@ def write_nifti(path: Path, values: NDArray, affine: NDArray[np.float64], *, for
         affine: From these axes to RAS millimetres.
         forms: Of the file on whose grid the values lie, which states the affine; None: both forms say the same, in mm.
     """
-    image = nib.Nifti1Image(values, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    if forms is not None:
-        for name, value in forms.fields.items():
-            if name != "pixdim":
-                image.header[name] = value
+    image = nib.Nifti1Image(values, affine if forms is None else None)
+    if forms is None:
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+        image.header.set_xyzt_units("mm")
+    else:
         image.header["pixdim"][:4] = forms.fields["pixdim"]
-        image = nib.Nifti1Image(values, None, image.header)
+        for name in _FORM_FIELDS:
+            image.header[name] = forms.fields[name]
 
     def write(stream: BinaryIO) -> None:
         if path.suffix != ".gz":

@@ -74,19 +74,19 @@ class Geometry:
         """Whether both grids have one shape and every corner within a tenth of the smallest voxel size of its twin.
 
         The tolerance lets pass what single precision and a rotation stored as quaternion round away, and nothing more.
-        Where a NIfTI file's two forms differ, either may be the one that the other file's program went by.
+        Where a NIfTI file's two forms differ, the second may be the one that the other file's program went by.
         """
         if self.shape_voxels != other.shape_voxels:
             return False
         ends = [(0.0, float(n)) for n in self.shape_voxels]
         corners = np.array([(x, y, z, 1.0) for x in ends[0] for y in ends[1] for z in ends[2]])
-        apart = [np.abs(corners @ (own - its).T).max() for own in self._affines for its in other._affines]
+        pairs = ((self.affine, other.affine), (self._second, other.affine), (self.affine, other._second))
+        apart = [np.abs(corners @ (own - its).T).max() for own, its in pairs]
         return bool(min(apart) <= 0.1 * voxel_sizes(self.affine).min())
 
     @property
-    def _affines(self) -> tuple[NDArray[np.float64], ...]:
-        qform = None if self.forms is None else self.forms.qform
-        return (self.affine,) if qform is None else (self.affine, qform)
+    def _second(self) -> NDArray[np.float64]:
+        return self.affine if self.forms is None or self.forms.qform is None else self.forms.qform
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,10 +377,14 @@ def _itk_header(path: Path) -> Any:
     """Return what ITK reads of a file's header; None if it knows no reader for it."""
     import itk
 
-    header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
-    if header is not None:
-        header.SetFileName(str(path))
-        header.ReadImageInformation()
+    try:
+        header = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+        if header is not None:
+            header.SetFileName(str(path))
+            header.ReadImageInformation()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1:] or ["unknown reason"]
+        raise DatasetError([f"{path}: cannot be read: {reason[0]}"]) from error
     return header
 
 

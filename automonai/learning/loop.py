@@ -343,7 +343,7 @@ class _Pace:
         self._recent_patches: deque[int] = deque(maxlen=_RECENT_STEPS)
         self._counted = self._patches = 0
         self._seconds = self._data_wait_seconds = self._step_seconds = 0.0
-        steps = self.total_steps - start.step
+        steps = self.total_steps - start.origin_step
         self._steps_to_judge = max(_WARM_UP_STEPS + 1, min(_WARM_UP_STEPS + _MEASURED_STEPS, steps))
         if settings.deadline is not None and start.step:
             self.total_steps = fitted_steps(

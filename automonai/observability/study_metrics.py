@@ -237,6 +237,7 @@ def _runs(study: Study, results: Sequence[tuple[str, Result]]) -> Iterator[Metri
     rungs = (*map(str, study.rungs), "refit", ENSEMBLE_RUNG)
     finished: Counter[tuple[str, ...]] = Counter({(rung, COMPLETE): 0 for rung in rungs})
     finished.update((rung, outcome_of(result)) for rung, result in results)
+    finished.update({(rung, LOST): count for rung, count in study.revived.items()})
     finished[(ENSEMBLE_RUNG, COMPLETE)] += study.ensemble is not None
     yield _counter(FINISHED, finished)
     yield _counter(RETRIES, {(cause.value,): study.losses[cause] for cause in LossCause})

@@ -368,7 +368,7 @@ def cost_section(summary: Summary) -> str:
         rows.append(("Largest memory of any one run", memory(budget.peak_memory_bytes)))
     if winner is not None and winner.prediction_seconds_per_case is not None:
         time = duration(winner.prediction_seconds_per_case)
-        each = 2 ** len(winner.configuration.flips.axes)
+        each = winner.configuration.passes
         flips = f"; predictions mirror it, which takes {each} times as long" if each > 1 else ""
         words = f"{time}, by one network on the device of one run{flips}"
         rows.append(("Predicting and scoring a validation case", words))

@@ -24,11 +24,9 @@ class _SendsInPieces(HTTPConnection):
     urllib3 sends by the timeout of connecting, and Python's sockets count it for all that is sent at once.
     """
 
-    def connect(self) -> None:
-        super().connect()
-        self.sock.settimeout(SEND_SECONDS)
-
     def send(self, data: Any) -> None:
+        if self.sock is not None:
+            self.sock.settimeout(SEND_SECONDS)
         if not isinstance(data, bytes):
             super().send(data)
             return

@@ -58,6 +58,17 @@ def test_a_key_that_is_given_twice_is_refused(name: str, text: str, key: str) ->
         parse_file(text, name=name)
 
 
+@pytest.mark.parametrize("text", ["name: {{ study }}", "{[a]: 1}", "? [1, 2]\n: 3"])
+def test_a_key_that_is_no_text_is_told(text: str) -> None:
+    with pytest.raises(SpecError, match="is neither YAML nor JSON"):
+        parse_yaml(text, where="a")
+
+
+def test_what_was_merged_may_be_merged_again() -> None:
+    text = "base: &b {a: 1}\nx: {mid: &m {<<: *b, a: 2}}\ntop: {<<: *m}\n"
+    assert parse_yaml(text, where="a") == {"base": {"a": 1}, "x": {"mid": {"a": 2}}, "top": {"a": 2}}
+
+
 def test_a_merged_mapping_may_be_overridden() -> None:
     text = "base: &base {a: 1, b: 2}\nmore: {<<: *base, b: 3}\n"
     assert parse_file(text, name="a.yaml") == {"base": {"a": 1, "b": 2}, "more": {"a": 1, "b": 3}}

@@ -9,7 +9,7 @@ from studies import Bench, make_spec, train
 
 from automonai.domain import decisions
 from automonai.domain.decisions import LOST_RUNS, OVERDUE_SECONDS, SPENT
-from automonai.domain.events import SessionStarted, StudyStarted, TimePassed
+from automonai.domain.events import ClockJumped, SessionStarted, StudyStarted, TimePassed
 from automonai.domain.request import EnsembleRequest, TrainRequest
 from automonai.domain.run import FailureReason, LossCause, Purpose, Result, RunState
 from automonai.domain.study import Study
@@ -169,6 +169,20 @@ def test_a_clock_that_is_set_back_takes_no_time_away() -> None:
     )
     assert study.elapsed_seconds(200.0) == 600.0
     assert study.elapsed_at(5000.0) == 600.0
+
+
+def test_after_a_clock_was_set_back_time_goes_on_from_what_was_spent() -> None:
+    study = Study.replay(
+        [
+            StudyStarted(at=1000.0, spec=make_spec()),
+            SessionStarted(at=1000.0, host="here", process=1),
+            TimePassed(at=1600.0),
+            ClockJumped(at=1100.0),
+            TimePassed(at=1200.0),
+        ]
+    )
+    assert [study.elapsed_at(at) for at in (900.0, 1050.0, 1100.0, 1200.0)] == [0.0, 50.0, 600.0, 700.0]
+    assert study.elapsed_seconds(1250.0) == 750.0
 
 
 class FullCluster(FakeExecutor):

@@ -141,6 +141,7 @@ def test_members_with_which_all_would_be_trained_less_than_in_the_search_are_lef
     planned = [run.budget_epochs for run in study.refit.runs]
     assert 1 <= len(planned) <= min(members, 4)
     assert min(planned) >= had
+    assert (f"with all {members} members" in study.refit.why) == (len(planned) < members)
 
 
 def test_the_standard_configuration_is_left_out_where_both_would_be_trained_less_than_in_the_search() -> None:
@@ -197,7 +198,7 @@ def test_the_ensembles_predictions_have_their_time_with_every_flip(flips: str, t
     chosen = choose_refit(study, now=refit.at, test_cases=30)
     left = 6000 - study.elapsed_seconds(refit.at) - 0.03 * 6000
     networks = [run.trial for run in chosen.runs]
-    seconds = {number: 0.5 * 2 ** len(study.trials[number].configuration.flips.axes) for number in networks}
+    seconds = {number: 0.5 * study.trials[number].configuration.passes for number in networks}
     assert seconds[trial] == 0.5 * times
     predictions = 30 * sum(seconds[number] for number in networks) + 24 * sum(seconds.values())
     assert chosen.why == f"equal shares of the {left - predictions:.0f} s that are left"

@@ -139,6 +139,30 @@ def test_a_label_that_was_drawn_by_the_other_form_of_its_image_lies_on_its_grid(
     assert np.array_equal(read_label(tmp_path / "label.nii", range(60), image=image), image.voxels[0])
 
 
+def test_a_second_form_that_both_share_does_not_outweigh_first_ones_that_differ(tmp_path: Path) -> None:
+    for name, moved in (("image.nii", 0.0), ("label.nii", 35.0)):
+        image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), None)
+        image.set_qform(np.eye(4), code=1)
+        affine = oriented_affine("LPS", (1, 1, 2))
+        affine[0, 3] += moved
+        image.set_sform(affine, code=2)
+        nib.save(image, tmp_path / name)
+    with pytest.raises(DatasetError, match="does not lie on the grid of its image"):
+        read_label(tmp_path / "label.nii", [0, 1], image=read_image([tmp_path / "image.nii"]))
+
+
+def test_a_form_of_a_code_that_nobody_knows_is_kept_as_well(tmp_path: Path) -> None:
+    with_forms(tmp_path / "image.nii", 4, 0)
+    content = bytearray((tmp_path / "image.nii").read_bytes())
+    content[254:256] = (7).to_bytes(2, "little")  # sform_code
+    (tmp_path / "image.nii").write_bytes(content)
+    volume = read_image([tmp_path / "image.nii"])
+    indices = np.zeros(volume.voxels.shape[1:], np.uint8)
+    write_label(tmp_path / "label.nii", indices, geometry=volume.geometry, label_values=[0, 1])
+    label = read_image([tmp_path / "label.nii"])
+    assert np.allclose(label.geometry.affine, volume.geometry.affine)
+
+
 def test_a_rotation_without_a_sign_has_the_standards(tmp_path: Path) -> None:
     with_forms(tmp_path / "image.nii", 0, 1)
     expected = read_image([tmp_path / "image.nii"]).geometry.affine
@@ -392,6 +416,15 @@ def test_voxels_in_several_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.mhd").write_text("NDims = 3\nDimSize = 3 4 5\nElementDataFile = slice%03d.raw 1 5 1\n")
     with pytest.raises(DatasetError, match="its voxels lie in several files"):
         file_digest(tmp_path / "a.mhd", sha256_of)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_whose_header_cannot_be_read_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("itk", reason="the formats extra is not installed")
+    (tmp_path / "a.nrrd").write_text("NRRD0004\ntype uchar\n\n")
+    with pytest.raises(DatasetError, match=r"a\.nrrd: cannot be read"):
+        channel_count(tmp_path / "a.nrrd")
 
 
 @pytest.mark.slow

@@ -196,6 +196,13 @@ def test_a_run_of_few_steps_is_held_to_its_cap_too() -> None:
     assert run.trainer.progress.step == 4
 
 
+def test_a_run_that_is_taken_up_shortly_before_its_end_is_not_judged_by_its_last_steps() -> None:
+    run = Run(tiny_trainer())
+    run.trainer.progress = run.trainer.progress.model_copy(update={"step": 13, "seconds": 13.0})
+    run.go(max_seconds_per_epoch=3.0)
+    assert run.trainer.progress.is_finished
+
+
 def test_a_run_that_ends_within_an_epoch_leaves_its_books_to_the_one_that_goes_on() -> None:
     whole, first = Run(tiny_trainer()), Run(tiny_trainer())
     whole.go(epochs=4)
