@@ -177,7 +177,7 @@ def _check_value(where: str, name: str, value: Scalar) -> None:
         taken = _written(Configuration.model_validate({name: value}), name)
     except ValidationError as error:
         raise SpecError(f"{where}: {explain(error)}") from error
-    if isinstance(value, bool) or taken != value:
+    if taken != value:
         raise SpecError(f"{where}: found {value!r} ({type(value).__name__}), expected it as {taken!r}")
 
 
