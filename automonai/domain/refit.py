@@ -80,9 +80,10 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
     first = [trial.number for trial in chosen[:1]] * networks
     room = _room(study, chosen, seconds=_seconds_left(study, first, now=now, test_cases=test_cases))
     order = _members(study, room, chosen, is_hedged=hedge is not None)
+    wanted = len(order)
     while order:
-        networks_ = [trial.number for trial, _ in order]
-        room = replace(room, seconds=_seconds_left(study, networks_, now=now, test_cases=test_cases))
+        seconds = _seconds_left(study, [trial.number for trial, _ in order], now=now, test_cases=test_cases)
+        room = replace(room, seconds=seconds)
         if study.spec.refit.epochs or len(order) == 1 or not _is_in_vain(study, room, order):
             break
         order.pop()
@@ -94,9 +95,8 @@ def choose_refit(study: Study, *, now: float, test_cases: int) -> RefitChosen:
         return RefitChosen(at=now, runs=(), why="what is left of the time is less than the search trained its best")
     why = f"equal shares of the {room.seconds:.0f} s"
     why += " (the least that it gets)" if room.seconds <= LEAST_SECONDS else " that are left"
-    asked = study.spec.refit.members
-    if asked is not None and len(order) < min(asked, len(chosen) * study.folds):
-        why += f"; with all {asked} members the best would be trained less than in the search"
+    if study.spec.refit.members is not None and len(order) < wanted:
+        why += f"; with all {wanted} members the best would be trained less than in the search"
     if hedge is not None and hedge in [trial for trial, _ in order]:
         why += "; the standard configuration beside the best, since so short a search does not tell them apart"
     return _chosen(now, runs, why)
