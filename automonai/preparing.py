@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from automonai.domain.dataset import Case
 from automonai.domain.request import StudyData
 from automonai.errors import DatasetError, ObjectNotFoundError, SpecError
 from automonai.execution.machine import HEADROOM
@@ -81,20 +81,18 @@ def refuse_changed_files(data: StudyData, cache_folder: Path) -> None:
     dataset = data.dataset
     if is_remote(dataset.root):
         return
-    from automonai.imaging.content import case_digest, remembered_digest
+    from automonai.imaging.content import describe_change
 
     paths = [path for case in dataset.cases for path in dataset.case_paths(case)]
     missing = [f"{path}: was there when the study was started, and is not now" for path in paths if not path.is_file()]
     if missing:
         raise DatasetError(missing)
-    digest_of = partial(case_digest, dataset, digest_of=partial(remembered_digest, cache_folder=cache_folder))
+
+    def change_of(case: Case) -> str | None:
+        return describe_change(dataset, case, expected=data.contents.get(case.id), cache_folder=cache_folder)
+
     with ThreadPoolExecutor(usable_cores()) as pool:
-        now = dict(zip((case.id for case in dataset.cases), pool.map(digest_of, dataset.cases), strict=True))
-    changed = [
-        f"case {case}: its files are not those with which the study was started; restore them, or start another study"
-        for case, before in data.contents.items()
-        if now[case] != before
-    ]
+        changed = list(filter(None, pool.map(change_of, dataset.cases)))
     if changed:
         raise DatasetError(changed)
 

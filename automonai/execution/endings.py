@@ -94,8 +94,12 @@ def take_note(sighting: Sighting, now: float) -> None:
     """Set a sighting's clocks by what it now holds."""
     pod, job = sighting.newest_pod, sighting.job
     is_held = job is not None and job.spec.suspend
-    is_idle = pod is None or pod.metadata.uid in sighting.gone or pod.status.phase == "Pending"
-    is_idle = is_idle or (pod is not None and pod.has_ended and not _has_ended(sighting))
+    is_idle = (
+        pod is None
+        or pod.metadata.uid in sighting.gone
+        or pod.status.phase == "Pending"
+        or (pod.has_ended and not _has_ended(sighting))
+    )
     sighting.waiting_since = None if is_held or not is_idle else _earlier(sighting.waiting_since, now)
     is_failing = pod is not None and not pod.has_ended and _cannot_start(pod) is not None
     sighting.failing_since = _earlier(sighting.failing_since, now) if is_failing else None

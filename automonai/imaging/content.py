@@ -60,11 +60,19 @@ def refuse_changed_case(dataset: Dataset, case: Case, *, expected: str | None, c
     Raises:
         DatasetError: If they are others, or cannot be read.
     """
+    change = describe_change(dataset, case, expected=expected, cache_folder=cache_folder)
+    if change is not None:
+        raise DatasetError([change])
+
+
+def describe_change(dataset: Dataset, case: Case, *, expected: str | None, cache_folder: Path) -> str | None:
+    """Return what is wrong with a case whose files are not those with which the study was started; None if nothing is.
+
+    Raises:
+        DatasetError: If they cannot be read.
+    """
     digest_of = partial(remembered_digest, cache_folder=cache_folder)
-    if expected is not None and case_digest(dataset, case, digest_of=digest_of) != expected:
-        raise DatasetError(
-            [
-                f"case {case.id}: its files are not those with which the study was started; restore them, or start"
-                " another study"
-            ]
-        )
+    if expected is None or case_digest(dataset, case, digest_of=digest_of) == expected:
+        return None
+    why = "its files are not those with which the study was started; restore them, or start another study"
+    return f"case {case.id}: {why}"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from automonai.errors import DatasetError
 
+ITK_ENDINGS = (".mha", ".mhd", ".nrrd")
+
 _HEADER_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 20
 _EITHER, _GZIP = 47, 31
@@ -69,7 +71,7 @@ def check_packed_voxels(path: Path) -> None:
 def _voxels(path: Path) -> _Voxels | None:
     """Return what a header says; None for other formats, and for what is none: the reader says what is wrong."""
     ending = path.suffix.lower()
-    if ending not in (".mha", ".mhd", ".nrrd"):
+    if ending not in ITK_ENDINGS:
         return None
     try:
         with path.open("rb") as stream:

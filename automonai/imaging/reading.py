@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from automonai.domain.fingerprint import IntTriple, Triple
 from automonai.errors import DatasetError
-from automonai.imaging.itk_headers import check_packed_voxels
+from automonai.imaging.itk_headers import ITK_ENDINGS, check_packed_voxels
 from automonai.imaging.nifti import NiftiForms, nifti_channel_count, nifti_kept_bytes, read_nifti, write_nifti
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
-ITK_ENDINGS = (".mha", ".mhd", ".nrrd")
 ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 """The file endings that can be read, longest first where one ends another."""
 
@@ -383,9 +382,14 @@ def _itk_header(path: Path) -> Any:
             header.SetFileName(str(path))
             header.ReadImageInformation()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1:] or ["unknown reason"]
-        raise DatasetError([f"{path}: cannot be read: {reason[0]}"]) from error
+        raise _unreadable(path, error) from error
     return header
+
+
+def _unreadable(path: Path, error: Exception) -> DatasetError:
+    """Return what is told of a file that ITK cannot read: its last line has the reason."""
+    reason = str(error).strip().splitlines()[-1:] or ["unknown reason"]
+    return DatasetError([f"{path}: cannot be read: {reason[0]}"])
 
 
 def _read_itk(path: Path) -> tuple[NDArray, NDArray[np.float64], None]:
@@ -400,8 +404,7 @@ def _read_itk(path: Path) -> tuple[NDArray, NDArray[np.float64], None]:
         reader = ITKReader(affine_lps_to_ras=True)
         data, meta = reader.get_data(reader.read(str(path)))
     except (RuntimeError, ValueError, TypeError, OSError, MemoryError, KeyError) as error:
-        reason = str(error).strip().splitlines()[-1:] or ["unknown reason"]
-        raise DatasetError([f"{path}: cannot be read: {reason[0]}"]) from error
+        raise _unreadable(path, error) from error
     if data.ndim not in (3, 4):
         raise DatasetError([f"{path}: has {data.ndim} dimensions; expected three, or four with the channels last"])
     voxels = data if data.ndim == 4 else data[..., None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("urllib3", reason="needs the extra automonai[cluster]")
@@ -10,6 +12,16 @@ from job_bench import TEMPLATE, Bench, lost, request, settle
 from automonai.domain.run import LossCause
 from automonai.errors import ClusterError
 from automonai.execution.executor import Report
+
+
+def job_being_deleted(bench: Bench) -> dict[str, Any]:
+    """Return a predecessor's Job that is on its way out."""
+    first = bench.executor()
+    first.submit(request())
+    first.close()
+    job = bench.cluster.only_job()
+    job["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    return job
 
 
 def test_the_next_attempt_is_another_job(bench: Bench) -> None:
@@ -85,11 +97,7 @@ def test_a_job_whose_predecessor_goes_waits_for_a_slot_like_any_other(bench: Ben
 
 
 def test_a_quota_that_refuses_after_a_predecessor_has_gone_is_not_taken_for_it(bench: Bench) -> None:
-    first = bench.executor()
-    first.submit(request())
-    first.close()
-    old = bench.cluster.only_job()
-    old["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    old = job_being_deleted(bench)
     second = bench.executor()
     second.submit(request())
     bench.cluster.delete("jobs", old["metadata"]["name"])
@@ -101,10 +109,7 @@ def test_a_quota_that_refuses_after_a_predecessor_has_gone_is_not_taken_for_it(b
 
 
 def test_a_job_of_that_name_that_never_goes_is_told(bench: Bench) -> None:
-    first = bench.executor()
-    first.submit(request())
-    first.close()
-    bench.cluster.only_job()["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    job_being_deleted(bench)
     second = bench.executor()
     second.submit(request())
     bench.clock.now = 299 + TEMPLATE.grace_seconds
@@ -161,11 +166,7 @@ def test_waiting_for_room_makes_no_next_attempt_wait_longer(bench: Bench) -> Non
 
 
 def test_a_job_of_that_name_that_is_being_deleted_makes_room_first(bench: Bench) -> None:
-    first = bench.executor()
-    first.submit(request())
-    first.close()
-    old = bench.cluster.only_job()
-    old["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    old = job_being_deleted(bench)
     second = bench.executor()
     second.submit(request())
     assert settle(second) == []
